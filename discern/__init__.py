@@ -1,0 +1,42 @@
+"""DISCERN: reconstruct single-cell gene expression with a conditional Wasserstein auto-encoder.
+
+Hausmann et al., "DISCERN: deep single-cell expression reconstruction for improved cell clustering and cell subtype
+and state detection", Genome Biology 24:212 (2023).
+
+Importing this package loads neither TensorFlow nor scanpy; they come with the first class that is used.
+
+Example:
+    >>> import discern
+    >>> discern.WAERecipe.__name__
+    'WAERecipe'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from discern.estimators.batch_integration import DISCERN
+    from discern.io import DISCERNData
+    from discern.preprocessing import WAERecipe
+
+__version__ = "2.0.0"
+
+__all__ = ["DISCERN", "DISCERNData", "WAERecipe", "__version__"]
+
+_LAZY = {
+    "DISCERN": "discern.estimators.batch_integration",
+    "DISCERNData": "discern.io",
+    "WAERecipe": "discern.preprocessing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""Outputs that appear complete or not at all, and one command at a time on an experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from discern.errors import InUseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or folder to; it becomes `path` when the block ends well.
+
+    An exception leaves `path` as it was and removes what was written. The suffix of the name is kept.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "answer.txt"
+        >>> with replacing(target) as partial:
+        ...     _ = partial.write_text("42")
+        >>> target.read_text()
+        '42'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    partial = staging / path.name
+    try:
+        yield partial
+        if path.is_dir():
+            os.rename(path, staging / "replaced")  # noqa: PTH104
+        try:
+            os.replace(partial, path)  # noqa: PTH105
+        except OSError:
+            if (staging / "replaced").exists():
+                os.rename(staging / "replaced", path)  # noqa: PTH104
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(experiment: Path) -> Iterator[None]:
+    """Hold the experiment folder for one command; a second one is refused.
+
+    The lock is a file `.NAME.lock` beside the folder (which may not exist yet). The system frees it when the process
+    ends, however it ends.
+
+    Raises:
+        InUseError: if another command holds it.
+    """
+    lockfile = experiment.parent / f".{experiment.name}.lock"
+    lockfile.parent.mkdir(parents=True, exist_ok=True)
+    with lockfile.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "another command"
+            raise InUseError(f"{experiment}: {owner} is at work on this experiment; wait for it to end") from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.truncate(0)
