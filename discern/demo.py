@@ -1,0 +1,124 @@
+"""The main job on the cells that ship with DISCERN: Drop-seq cells reconstructed as CEL-seq2."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from discern.datasets import lung_cell_lines
+from discern.evaluation import agreement, group_means
+from discern.figures import plot_means, plot_umaps, umap_coordinates
+
+if TYPE_CHECKING:
+    import anndata
+    import pandas as pd
+
+_LOGGER = logging.getLogger(__name__)
+
+SOURCE, REFERENCE = "dropseq", "celseq2"
+
+
+def write_demo_inputs(output: Path) -> Path:
+    """Put the shipped cells and a parameters.json for them into a folder, as a user would.
+
+    Args:
+        output: The folder.
+
+    Returns:
+        The parameters file; its paths are below `output`.
+    """
+    data = output / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    text = (Path(__file__).parent / "datasets" / "demo.json").read_text()
+    parameters = json.loads(text)
+    for path in lung_cell_lines().values():
+        shutil.copyfile(path, data / path.name)
+    parameters["exp_param"]["experiments_dir"] = str(output / "experiments")
+    for experiment in parameters["experiments"].values():
+        experiment["input_ds"]["raw_input"] = [str(output / file) for file in experiment["input_ds"]["raw_input"]]
+    file = output / "parameters.json"
+    file.write_text(json.dumps(parameters, indent=4))
+    return file
+
+
+def run_demo(output: Path) -> str:
+    """Process, train and project the shipped cells, and compare the result with the real CEL-seq2 cells.
+
+    Args:
+        output: Folder for parameters, data, experiment and pictures.
+
+    Returns:
+        The comparison, as text.
+    """
+    from discern.config import load_parameters
+    from discern.estimators.run_exp import DISCERNRunner, run_projection, run_train
+    from discern.experiments import process
+
+    file = write_demo_inputs(output)
+    parameters = load_parameters(file)
+    process(parameters, force=True)
+    runner = DISCERNRunner(debug=True)
+    runner(run_train, parameters)
+    metadata = {"metadata": [("batch", REFERENCE)], "infile": None, "all_batches": False, "store_sigmas": False}
+    runner(run_projection, parameters, metadata)
+    (name,) = parameters.experiments
+    return compare(parameters.experiments_dir / name, output)
+
+
+def compare(experiment: Path, output: Path) -> str:
+    """Compare projected Drop-seq cells with real CEL-seq2 cells and draw the pictures.
+
+    (a) is the mean over cell lines of the Pearson correlation, over genes, of mean log-normalised expression; (b) the
+    mean over pairs of lines of the correlation of the differences of those means.
+
+    Args:
+        experiment: The experiment's folder, with its projection.
+        output: Folder for the pictures.
+
+    Returns:
+        A table of (a) and (b) before and after.
+    """
+    from discern.io import DISCERNData
+
+    before = DISCERNData.from_folder(experiment, batch_size=192)
+    after = _read(experiment / "projected" / f"projected_to_average_batch_{REFERENCE}.h5ad")
+    source = (before.obs["batch"] == SOURCE).to_numpy()
+    lines: pd.Series = before.obs["celltype"]
+    real = group_means(before.X[~source], lines[~source])
+    candidates = {
+        "before (Drop-seq as measured)": before.X,
+        "after, X (sampled)": after.X,
+        "after, estimated_counts": after.layers["estimated_counts"],
+    }
+    means = {name: group_means(values[source], lines[source]) for name, values in candidates.items()}
+    text = [f"{'Drop-seq cells against real CEL-seq2 cells':44}  (a) means  (b) differences"]
+    for name, ours in means.items():
+        figures = agreement(ours, real)
+        text.append(f"{name:44}  {figures['mean_r']:9.3f}  {figures['difference_r']:15.3f}")
+
+    first, _, last = means
+    pairs = {f"{line}, before": (means[first].loc[line], real.loc[line]) for line in real.index}
+    pairs |= {f"{line}, after": (means[last].loc[line], real.loc[line]) for line in real.index}
+    plot_means(pairs, output / "means.png", ("Drop-seq, mean log expression", "CEL-seq2, mean log expression"))
+    coordinates = {
+        "before": umap_coordinates(_components(before.X, before)),
+        "after: all cells as CEL-seq2": umap_coordinates(_components(after.X, before)),
+    }
+    plot_umaps(coordinates, before.obs.rename(columns={"celltype": "line"}), output / "umap.png", ["batch", "line"])
+    text.append(f"pictures: {output / 'umap.png'}, {output / 'means.png'}")
+    return "\n".join(text)
+
+
+def _components(values: np.ndarray, data: anndata.AnnData) -> np.ndarray:
+    return np.asarray(values @ np.asarray(data.varm["PCs"]))
+
+
+def _read(path: Path) -> anndata.AnnData:
+    import anndata
+
+    return anndata.read_h5ad(path)

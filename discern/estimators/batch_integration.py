@@ -1,0 +1,562 @@
+"""The DISCERN estimator: build, train, restore, and reconstruct cells."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import keras
+import numpy as np
+import tensorflow as tf
+
+from discern import progress
+from discern.config import canonical_experiment
+from discern.errors import InvalidInputError, UserError
+from discern.estimators import losses, utilities_wae, weights
+from discern.estimators.callbacks import Checkpoint, VisualisationCallback
+from discern.functions import get_function_by_name, sample_counts
+from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
+from discern.projection import file_name, target_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+    from scipy import sparse
+
+_LOGGER = logging.getLogger(__name__)
+
+_DECODE_CELLS = 512
+
+
+class DISCERN:
+    """A conditional Wasserstein auto-encoder over the cells of several batches.
+
+    The arguments are the `model` section of parameters.json and the parts of `training` and `input_ds` that the network
+    needs; `from_json` reads them from a whole experiment. Expression goes in and comes out log-normalised,
+    log1p(counts / total * LSN); it is standardised just before the encoder and put back just after the decoder.
+
+    Args:
+        latent_dim: Dimensions of the latent code.
+        encoder: `layers`, `norm_type`, `regularization` (dropout rate) and `conditional_regularization` of the encoder.
+        decoder: The same for the decoder, in the order of its layers.
+        activation_fn: Activation of the hidden layers, a name or a function.
+        output_fn: None, "softmax", "LSN", "sigsoftmax", or a Keras activation.
+        reconstruction_loss: `name` and arguments of the loss of the counts.
+        crossentropy: `label_smoothing` and `lower_label_smoothing` of the loss of the detection probability.
+        wae_lambda: Weight of MMD++.
+        weighting_decoder_dropout: Weight of the cross entropy of the detection probability.
+        weighting_random_encoder: Weight of the regularisation of the encoder's noise.
+        optimizer: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
+        output_lsn: Counts per cell to which the data was normalised; for the output functions that need it.
+        xla: Whether the training step is compiled with XLA.
+        precision: "float32" or "mixed_bfloat16".
+        seed: Seed of initial weights and of the noise in training; None for a fresh one each time.
+
+    Attributes:
+        wae_model: The Keras model, None before it is built.
+        start_step: Epochs that the model has been trained for.
+
+    Source:
+        Hausmann et al., Genome Biology 24:212 (2023).
+
+    Example:
+        >>> model = DISCERN(latent_dim=4, encoder={"layers": [8], "norm_type": ["layernorm"]},
+        ...                 decoder={"layers": [8], "norm_type": ["layernorm"]})
+        >>> model.build_model(n_genes=10, n_labels=2, scale=100)
+        >>> latent, sigma = model.generate_latent_codes(np.zeros((3, 10)), np.eye(2)[[0, 0, 1]], batch_size=2)
+        >>> latent.shape
+        (3, 4)
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int = 48,
+        encoder: Mapping[str, Any] | None = None,
+        decoder: Mapping[str, Any] | None = None,
+        activation_fn: Any = "tensorflow_addons.activations.mish",
+        output_fn: Any = None,
+        reconstruction_loss: Mapping[str, Any] | None = None,
+        crossentropy: Mapping[str, Any] | None = None,
+        wae_lambda: float = 1500.0,
+        weighting_decoder_dropout: float = 10000.0,
+        weighting_random_encoder: float = 1e-8,
+        optimizer: Mapping[str, Any] | None = None,
+        output_lsn: float | None = None,
+        xla: bool = False,
+        precision: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        norms = ["conditionallayernorm"] * 3
+        self.latent_dim = latent_dim
+        self.encoder_config = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4} | dict(
+            encoder or {}
+        )
+        self.decoder_config = {"layers": [256, 512, 1024], "norm_type": norms, "regularization": 0.0} | dict(
+            decoder or {}
+        )
+        self.activation_fn = activation_fn
+        self.output_fn = output_fn
+        self.reconstruction_loss = dict(reconstruction_loss or {"name": "HuberLoss", "delta": 9.0})
+        self.crossentropy = (
+            {"label_smoothing": 0.0, "lower_label_smoothing": 0.1} if crossentropy is None else dict(crossentropy)
+        )
+        self.wae_lambda = wae_lambda
+        self.weighting_decoder_dropout = weighting_decoder_dropout
+        self.weighting_random_encoder = weighting_random_encoder
+        self.optimizer_config = dict(
+            optimizer
+            or {
+                "algorithm": "tensorflow_addons.optimizers.RectifiedAdam",
+                "learning_rate": 1e-3,
+                "beta_1": 0.85,
+                "beta_2": 0.95,
+                "amsgrad": False,
+            }
+        )
+        self.output_lsn = output_lsn
+        self.xla = xla
+        self.precision = precision
+        self.seed = seed
+        self.wae_model: keras.Model | None = None
+        self.start_step = 0
+        self.scaling: tuple[np.ndarray, np.ndarray] | None = None
+        self.genes: list[str] | None = None
+        self.batches: list[str] | None = None
+
+    @classmethod
+    def from_json(cls, jsondata: Mapping[str, Any]) -> DISCERN:
+        """Make an estimator from one EXPERIMENT of parameters.json.
+
+        Args:
+            jsondata: The experiment with its sections `model`, `training` and `input_ds`.
+
+        Raises:
+            UnknownNameError, InvalidInputError: If the experiment is not valid.
+        """
+        experiment = canonical_experiment(dict(jsondata))
+        training = experiment.get("training", {})
+        scale = experiment.get("input_ds", {}).get("scale") or {}
+        return cls(
+            **experiment.get("model", {}),
+            optimizer=training.get("optimizer"),
+            output_lsn=scale.get("LSN"),
+            xla=training.get("XLA", False),
+            precision=training.get("precision", "float32"),
+            seed=training.get("seed"),
+        )
+
+    @property
+    def encoder(self) -> keras.Model:
+        """The encoder: standardised expression and one-hot batch labels -> latent code and log standard deviation."""
+        return self._built().get_layer("encoder")
+
+    @property
+    def decoder(self) -> keras.Model:
+        """The decoder: latent code and one-hot batch labels -> standardised expression and detection probability."""
+        return self._built().get_layer("decoder")
+
+    def _built(self) -> keras.Model:
+        if self.wae_model is None:
+            raise InvalidInputError("there is no model yet: call build_model, restore_model or training first")
+        return self.wae_model
+
+    def build_model(self, n_genes: int, n_labels: int, scale: float) -> None:
+        """Make the network with fresh weights.
+
+        Args:
+            n_genes: Number of genes.
+            n_labels: Number of batches.
+            scale: Number of training cells in all, the T of MMD++.
+        """
+        if self.seed is not None:
+            keras.utils.set_random_seed(self.seed)
+        common = {"activation_fn": self.activation_fn, "n_labels": n_labels, "dtype": self.precision}
+        encoder = utilities_wae.create_encoder(
+            latent_dim=self.latent_dim,
+            enc_layers=self.encoder_config["layers"],
+            enc_norm_type=self.encoder_config["norm_type"],
+            input_dim=n_genes,
+            regularization=self.encoder_config["regularization"],
+            conditional_regularization=self.encoder_config.get("conditional_regularization"),
+            **common,
+        )
+        decoder = utilities_wae.create_decoder(
+            latent_dim=self.latent_dim,
+            output_cells_dim=n_genes,
+            dec_layers=self.decoder_config["layers"],
+            dec_norm_type=self.decoder_config["norm_type"],
+            output_fn=self.output_fn,
+            regularization=self.decoder_config["regularization"],
+            output_lsn=self.output_lsn,
+            conditional_regularization=self.decoder_config.get("conditional_regularization"),
+            **common,
+        )
+        self.wae_model = utilities_wae.create_model(encoder, decoder, total_number_cells=scale)
+        self.start_step = 0
+        self._make_functions()
+
+    def _make_functions(self) -> None:
+        """Compile encoding and decoding, with standardising at the edge of the network."""
+        n_genes = self.encoder.inputs[0].shape[-1]
+        n_labels = self.encoder.inputs[1].shape[-1]
+        mean, std = self.scaling or (np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
+        encoder, decoder = self.encoder, self.decoder
+
+        @tf.function(
+            input_signature=[tf.TensorSpec((None, n_genes), tf.float32), tf.TensorSpec((None, n_labels), tf.float32)]
+        )
+        def encode(expression: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return encoder([(expression - mean) / std, labels], training=False)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((None, self.latent_dim), tf.float32),
+                tf.TensorSpec((None, n_labels), tf.float32),
+            ]
+        )
+        def decode(latent: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            counts, dropouts = decoder([latent, labels], training=False)
+            return tf.nn.relu(counts * std + mean), dropouts
+
+        self._encode, self._decode = encode, decode
+
+    def get_optimizer(self) -> keras.optimizers.Optimizer:
+        """Make the optimiser that the parameters ask for.
+
+        Raises:
+            InvalidInputError: If the optimiser does not take one of the arguments.
+        """
+        config = dict(self.optimizer_config)
+        algorithm = config.pop("algorithm")
+        decay = config.pop("learning_decay", None)
+        lookahead = config.pop("Lookahead", False)
+        if decay:
+            decay = dict(decay)
+            schedule = get_function_by_name(decay.pop("name"))
+            config["learning_rate"] = _make(schedule, decay | {"initial_learning_rate": config["learning_rate"]})
+        optimizer = _make(get_function_by_name(algorithm), config)
+        if lookahead:
+            from discern.estimators.optimizers import Lookahead
+
+            optimizer = Lookahead(optimizer)
+        return optimizer
+
+    def compile(self, optimizer: keras.optimizers.Optimizer, scale: float = 15000.0) -> None:
+        """Give the model its losses and optimiser.
+
+        total = scale * reconstruction + weighting_decoder_dropout * cross entropy + wae_lambda * MMD++
+        + weighting_random_encoder * sigma + activity regularisers
+
+        Args:
+            optimizer: A Keras optimiser.
+            scale: Weight of the reconstruction.
+        """
+        model = self._built()
+        mean, std = self.scaling or (np.float32(0), np.float32(1))
+        model.compile(
+            optimizer=optimizer,
+            loss={
+                "decoder_counts": losses.reconstruction_loss(self.reconstruction_loss),
+                "decoder_dropouts": losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
+                "mmdpp": losses.DummyLoss(),
+                "sigma_regularization": losses.DummyLoss(),
+            },
+            loss_weights={
+                "decoder_counts": scale,
+                "decoder_dropouts": self.weighting_decoder_dropout,
+                "mmdpp": self.wae_lambda,
+                "sigma_regularization": self.weighting_random_encoder,
+            },
+            jit_compile=self.xla,
+        )
+
+    def prepare(self, inputdata: DISCERNData) -> None:
+        """Build and compile the network for these cells, or check that it fits them if it is there already.
+
+        Args:
+            inputdata: Preprocessed cells.
+
+        Raises:
+            InvalidInputError: If a model that was restored has other genes or batches.
+        """
+        genes, batches = list(inputdata.var_names), list(inputdata.obs["batch"].cat.categories)
+        if self.wae_model is None:
+            self.scaling, self.genes, self.batches = inputdata.scaling, genes, batches
+            self.build_model(len(genes), len(batches), inputdata.config["total_train_count"])
+        else:
+            self._check_fits(genes, batches)
+            if self.scaling is None:
+                self.scaling, self.genes, self.batches = inputdata.scaling, genes, batches
+                self._make_functions()
+        if not self._built().compiled:
+            self.compile(self.get_optimizer())
+
+    def _check_fits(self, genes: Sequence[str], batches: Iterable[str]) -> None:
+        """Raise if cells with these genes and batches cannot go through the network."""
+        n_genes, n_labels = (self.encoder.inputs[i].shape[-1] for i in (0, 1))
+        if len(genes) != n_genes:
+            raise InvalidInputError(
+                f"the model was trained on {n_genes} genes, the data has {len(genes)}: use the data that the experiment "
+                "processed, or train a new model"
+            )
+        if self.genes is not None and list(genes) != self.genes:
+            first = next(i for i, (a, b) in enumerate(zip(genes, self.genes, strict=True)) if a != b)
+            raise InvalidInputError(
+                f"the data has the genes of the model in another order or other ones (gene {first + 1} is {genes[first]!r}, "
+                f"expected {self.genes[first]!r}): process it with the same experiment"
+            )
+        unknown = [batch for batch in batches if self.batches is not None and batch not in self.batches]
+        if unknown or (self.batches is None and len(list(batches)) != n_labels):
+            raise InvalidInputError(
+                f"the model knows {n_labels} batches{f' ({", ".join(self.batches)})' if self.batches else ''}, the data has "
+                f"{', '.join(map(repr, unknown or batches))}: add new batches with `discern onlinetraining`"
+            )
+
+    def training(
+        self,
+        inputdata: DISCERNData,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        savepath: Path | None = None,
+        max_steps: int = 25,
+    ) -> keras.callbacks.History:
+        """Train up to epoch `max_steps`, from `start_step` on.
+
+        Args:
+            inputdata: Preprocessed cells, log-normalised.
+            callbacks: Keras callbacks, see `create_callbacks`.
+            savepath: Folder of the model files (an experiment's `job`); None to write none.
+            max_steps: Number of epochs in all.
+
+        Returns:
+            Keras' history of the losses.
+
+        Raises:
+            InvalidInputError: If the model does not fit the data or the training diverges in its first epoch.
+        """
+        self.prepare(inputdata)
+        callbacks = list(callbacks or [])
+        for callback in callbacks:
+            if isinstance(callback, VisualisationCallback):
+                callback.discern = self
+        if savepath is not None:
+            callbacks.insert(0, Checkpoint(self, Path(savepath)))
+        train, valid = inputdata.tfdata
+        history = self._built().fit(
+            train,
+            validation_data=valid,
+            epochs=max_steps,
+            initial_epoch=self.start_step,
+            callbacks=callbacks,
+            verbose=0,
+        )
+        finite = int(np.isfinite(history.history.get("loss", [])).sum())
+        self.start_step += finite
+        if finite < len(history.history.get("loss", [])):
+            raise InvalidInputError(
+                f"the training diverged (a loss that is not a number) in epoch {self.start_step + 1}: lower "
+                "training.optimizer.learning_rate; the model of the epoch before is kept"
+            )
+        return history
+
+    def save(self, directory: Path, epoch: int, val_loss: float | None = None) -> None:
+        """Write the model with its optimiser to `directory` (an experiment's `job`).
+
+        Args:
+            directory: The folder.
+            epoch: Epochs that the model has been trained for.
+            val_loss: Its validation loss; the lowest so far is kept as best_model.h5.
+        """
+        weights.save_checkpoint(
+            self._built(),
+            directory,
+            epoch=epoch,
+            val_loss=val_loss,
+            scaling=self.scaling,
+            genes=self.genes,
+            batches=self.batches,
+        )
+
+    def restore_model(self, directory: Path) -> None:
+        """Read the newest model of an experiment, also one written by the original program.
+
+        The optimiser's state is taken over and `start_step` set, so that training goes on where it stopped.
+
+        Args:
+            directory: The experiment, or its `job` folder.
+
+        Raises:
+            MissingFileError: If there is no model.
+            InvalidInputError: If the file is damaged or does not fit the parameters.
+        """
+        weights.restore(self, Path(directory))
+
+    def generate_latent_codes(
+        self, counts: ArrayLike | sparse.spmatrix, batch_labels: ArrayLike, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode cells.
+
+        Args:
+            counts: Log-normalised expression, cells x genes; dense, sparse or a dask array.
+            batch_labels: One-hot labels of the cells' own batches, cells x batches.
+            batch_size: Number of cells put through the network at once.
+
+        Returns:
+            The latent codes and the logarithm of the standard deviation of their noise, each cells x latent_dim.
+        """
+        self._built()
+        labels = np.asarray(batch_labels, dtype=np.float32)
+        latent = np.empty((counts.shape[0], self.latent_dim), dtype=np.float32)
+        sigma = np.empty_like(latent)
+        for rows, block in iter_blocks(counts, batch_size):
+            codes, deviations = self._encode(tf.constant(block.toarray(), tf.float32), tf.constant(labels[rows]))
+            latent[rows], sigma[rows] = codes.numpy(), deviations.numpy()
+        return latent, sigma
+
+    def generate_cells_from_latent(
+        self, latent_codes: ArrayLike, output_batch_labels: ArrayLike, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode latent codes.
+
+        Args:
+            latent_codes: cells x latent_dim.
+            output_batch_labels: Labels to decode with, cells x batches: one-hot, or a mixture that sums to 1.
+            batch_size: Number of cells put through the network at once.
+
+        Returns:
+            Estimated expression (log-normalised, >= 0) and the probability that a gene is detected, each cells x genes,
+            dense: for many cells use `project_to_metadata`, which writes block by block.
+        """
+        blocks = list(self._decoded(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size))
+        return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))  # type: ignore[return-value]
+
+    def _decoded(
+        self, latent: np.ndarray, labels: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self._built()
+        for begin in range(0, len(latent), batch_size):
+            rows = slice(begin, begin + batch_size)
+            counts, dropouts = self._decode(
+                tf.constant(latent[rows], tf.float32), tf.constant(np.ascontiguousarray(labels[rows]), tf.float32)
+            )
+            yield counts.numpy(), dropouts.numpy()
+
+    def _encode_data(self, input_data: DISCERNData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return latent codes, sigmas and the one-hot labels, in the model's order of batches."""
+        self.prepare_projection(input_data)
+        batch = input_data.obs["batch"]
+        if self.batches is not None:
+            batch = batch.cat.set_categories(self.batches)
+        labels = np_one_hot(batch)
+        latent, sigma = self.generate_latent_codes(input_data.X, labels, _DECODE_CELLS)
+        return latent, sigma, labels
+
+    def prepare_projection(self, input_data: DISCERNData) -> None:
+        """Check that the restored model fits the cells.
+
+        Raises:
+            InvalidInputError: If it does not.
+        """
+        self._built()
+        self._check_fits(list(input_data.var_names), list(input_data.obs["batch"].cat.categories))
+        if self.scaling is None:
+            self.scaling = input_data.scaling
+            self._make_functions()
+
+    def reconstruct(
+        self, input_data: DISCERNData, column: str | None, column_value: str | None, store_sigmas: bool = False
+    ) -> anndata.AnnData:
+        """Decode cells as if they had been measured otherwise, in memory.
+
+        Args:
+            input_data: Preprocessed cells, log-normalised.
+            column: obs column that chooses the labels to decode with; None for each cell's own batch.
+            column_value: Value of that column; "" or None for each cell's own group.
+            store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+
+        Returns:
+            Cells x genes: X with each estimate kept with its detection probability, `layers["estimated_counts"]`,
+            `layers["estimated_dropouts"]`, `obsm["X_DISCERN"]`, and the input as `raw`. Expression is log-normalised.
+
+        Raises:
+            UnknownNameError: If the column does not exist.
+            InvalidInputError: If the value does not, or the model does not fit.
+        """
+        latent, sigma, own = self._encode_data(input_data)
+        labels = target_labels(input_data.obs, own, column, column_value)
+        result = self._skeleton(input_data, latent, sigma, store_sigmas)
+        counts, dropouts = self.generate_cells_from_latent(latent, labels, _DECODE_CELLS)
+        result.X = sample_counts(counts, dropouts, seed=self.seed or 0)
+        result.layers["estimated_counts"] = counts
+        result.layers["estimated_dropouts"] = dropouts
+        result.raw = anndata.AnnData(X=input_data.X, obs=input_data.obs, var=input_data.var)
+        return result
+
+    def _skeleton(
+        self, input_data: DISCERNData, latent: np.ndarray, sigma: np.ndarray, store_sigmas: bool
+    ) -> anndata.AnnData:
+        """Return an AnnData with everything but the matrices."""
+        uns = {key: value for key, value in input_data.uns.items() if key != "fixed_scaling"}
+        obsm = {"X_DISCERN": latent} | ({"X_DISCERN_sigma": sigma} if store_sigmas else {})
+        return anndata.AnnData(obs=input_data.obs.copy(), var=input_data.var.copy(), uns=uns, obsm=obsm)
+
+    def project_to_metadata(
+        self,
+        input_data: DISCERNData,
+        metadata: Sequence[tuple[str | None, str | None]],
+        save_path: Path,
+        store_sigmas: bool = False,
+    ) -> list[Path]:
+        """Encode the cells once and write one file for each set of labels to decode them with.
+
+        Args:
+            input_data: Preprocessed cells, log-normalised.
+            metadata: (column, value) pairs, see `reconstruct`; empty to decode each cell with its own batch.
+            save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad`.
+            store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+
+        Returns:
+            The files written, each complete or not there.
+
+        Raises:
+            UnknownNameError, InvalidInputError: As `reconstruct`, before anything is written.
+        """
+        own = np_one_hot(input_data.obs["batch"])
+        targets = [(column, value) for column, value in metadata] or [(None, None)]
+        for column, value in targets:
+            target_labels(input_data.obs, own, column, value)
+        with progress.phase("encoding"):
+            latent, sigma, own = self._encode_data(input_data)
+        skeleton = self._skeleton(input_data, latent, sigma, store_sigmas)
+        written = []
+        for column, value in targets:
+            labels = target_labels(input_data.obs, own, column, value)
+            path = Path(save_path) / file_name(column, value)
+            blocks = self._projected_blocks(latent, labels)
+            count = -(-len(latent) // _DECODE_CELLS)
+            write_blocks(path, skeleton, progress.track(blocks, f"writing {path.name}", count))
+            written.append(path)
+        return written
+
+    def _projected_blocks(self, latent: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
+        generator = np.random.default_rng(self.seed or 0)
+        for counts, dropouts in self._decoded(latent, labels, _DECODE_CELLS):
+            yield {
+                "X": sample_counts(counts, dropouts, seed=generator),
+                "estimated_counts": counts,
+                "estimated_dropouts": dropouts,
+            }
+
+
+def _make(function: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a class named in parameters.json; an argument that it does not take is the user's mistake."""
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        name = getattr(function, "__name__", str(function))
+        raise InvalidInputError(f"{name} does not take {dict(arguments)}: {error}") from error

@@ -1,0 +1,269 @@
+"""Run the steps of an experiment from its folder: training and projection, one experiment or several."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.errors import MissingFileError, UserError
+from discern.files import locked
+from discern.projection import CheckMetaData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from discern.config import Parameters
+    from discern.estimators.batch_integration import DISCERN
+    from discern.io import DISCERNData
+
+__all__ = ["CheckMetaData", "DISCERNRunner", "run_exp_multiprocess", "run_projection", "run_train", "setup_exp"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
+    """Read an experiment's parameters, set up threads and GPUs, and make its estimator.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME.
+
+    Returns:
+        The estimator, without a network yet, and the experiment's parameters.
+
+    Raises:
+        MissingFileError: If the folder holds no processed experiment.
+    """
+    from discern.config import load_parameters
+
+    exp_folder = Path(exp_folder)
+    if not (exp_folder / "parameters.json").is_file():
+        raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
+    (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
+    training = experiment.get("training", {})
+
+    from discern.functions import set_gpu_and_threads
+
+    set_gpu_and_threads(training.get("parallel_pc"), training.get("GPU"))
+
+    from discern.estimators.batch_integration import DISCERN
+
+    return DISCERN.from_json(experiment), experiment
+
+
+def _load(exp_folder: Path, file: Path | None, experiment: Mapping[str, Any]) -> DISCERNData:
+    from discern.io import DISCERNData
+
+    batch_size = experiment.get("training", {}).get("batch_size", 192)
+    if file is None:
+        return DISCERNData.from_folder(exp_folder, batch_size)
+    return DISCERNData.read_h5ad(Path(file), batch_size)
+
+
+def _has_model(exp_folder: Path) -> bool:
+    job = exp_folder / "job"
+    return job.is_dir() and any(
+        path.suffix in (".h5", ".hdf5") for path in job.iterdir() if not path.name.startswith(".")
+    )
+
+
+def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
+    """Train the model of an experiment, or go on with it if there is one.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, processed.
+        input_path: Processed cells to train on in place of the experiment's own.
+
+    Returns:
+        The model file.
+
+    Raises:
+        UserError: If the folder, the data or the model cannot be used; nothing is changed then.
+    """
+    from discern.estimators.callbacks import create_callbacks
+
+    exp_folder = Path(exp_folder)
+    model, experiment = setup_exp(exp_folder)
+    training = experiment.get("training", {})
+    epochs = training.get("max_steps", 200)
+    data = _load(exp_folder, input_path, experiment)
+    job = exp_folder / "job"
+    if _has_model(exp_folder):
+        model.restore_model(job)
+        model.prepare(data)
+        _LOGGER.info("%s: going on with the model of epoch %d", exp_folder.name, model.start_step)
+        if model.start_step >= epochs:
+            _LOGGER.warning(
+                "%s: the model has been trained for %d epochs and training.max_steps is %d: nothing to do",
+                exp_folder.name,
+                model.start_step,
+                epochs,
+            )
+            return [job / "last_model.h5"]
+    callbacks = create_callbacks(
+        training.get("early_stopping"),
+        exp_folder,
+        inputdata=data if training.get("visualisation", True) else None,
+        profile_batch=0,
+        freq_of_viz=training.get("freq", 30),
+    )
+    model.training(data, callbacks=callbacks, savepath=job, max_steps=epochs)
+    return [job / "last_model.h5"]
+
+
+def run_projection(
+    exp_folder: Path,
+    metadata: Sequence[tuple[str, str | None]],
+    infile: Path | None,
+    all_batches: bool,
+    store_sigmas: bool,
+) -> list[Path]:
+    """Reconstruct the cells of an experiment, see SPEC of the labels in `discern.projection`.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        metadata: (column, value) pairs; the value may be empty.
+        infile: Processed cells to project in place of the experiment's own.
+        all_batches: Whether to add one projection to each batch.
+        store_sigmas: Whether to write `obsm["X_DISCERN_sigma"]`.
+
+    Returns:
+        The files written, in `projected/`.
+
+    Raises:
+        UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
+    """
+    exp_folder = Path(exp_folder)
+    if not _has_model(exp_folder):
+        raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
+    model, experiment = setup_exp(exp_folder)
+    data = _load(exp_folder, infile, experiment)
+    targets = list(metadata)
+    if all_batches:
+        targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
+    check = CheckMetaData(data.obs)
+    for target in targets:
+        check.check(target)
+    model.restore_model(exp_folder / "job")
+    return model.project_to_metadata(data, list(dict.fromkeys(targets)), exp_folder / "projected", store_sigmas)
+
+
+def run_exp_multiprocess(
+    exp_folder: Path, available_gpus: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None = None
+) -> Any:
+    """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a queue and given back at the end.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME.
+        available_gpus: A queue of GPU numbers, shared by the processes.
+        func: `run_train` or `run_projection`.
+        kwargs: Its other arguments.
+
+    Returns:
+        What `func` returns.
+    """
+    gpu = available_gpus.get()
+    try:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        return func(Path(exp_folder), **dict(kwargs or {}))
+    finally:
+        available_gpus.put(gpu)
+
+
+class DISCERNRunner:
+    """Run a step on every experiment of a parameter file.
+
+    With several experiments and several GPUs one experiment runs on each GPU at once, in a process of its own;
+    otherwise one runs after the other. An experiment that fails does not stop the others.
+
+    Args:
+        debug: Run the first experiment only, and let its exception pass.
+        gpus: Numbers of the GPUs to use; None for those that the machine has, if any experiment asks for one.
+
+    Example:
+        >>> DISCERNRunner(debug=True).debug
+        True
+    """
+
+    def __init__(self, debug: bool = False, gpus: Sequence[int] | None = None) -> None:
+        self.debug = debug
+        self.gpus = gpus
+
+    def __call__(
+        self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
+    ) -> dict[str, list[Path] | Exception]:
+        """Run `func(folder, **kwargs)` for each experiment.
+
+        Args:
+            func: `run_train`, `run_projection` or another step; top-level, since it may run in another process.
+            parameters: The experiments.
+            kwargs: Other arguments of `func`.
+
+        Returns:
+            For each experiment the files written, or the exception that ended it.
+        """
+        folders = [parameters.experiments_dir / name for name in parameters.experiments]
+        if self.debug:
+            return {folders[0].name: _locked_run(folders[0], func, kwargs)}
+        gpus = self._usable_gpus(parameters) if len(folders) > 1 else []
+        if len(gpus) > 1:
+            return self._run_on_gpus(folders, gpus, func, kwargs)
+        results: dict[str, list[Path] | Exception] = {}
+        for folder in folders:
+            try:
+                results[folder.name] = _locked_run(folder, func, kwargs)
+            except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
+                results[folder.name] = error
+                if len(folders) > 1:
+                    _report(folder.name, error)
+        return results
+
+    def _usable_gpus(self, parameters: Parameters) -> list[int]:
+        if self.gpus is not None:
+            return list(self.gpus)
+        if not any(experiment.get("training", {}).get("GPU") for experiment in parameters.experiments.values()):
+            return []
+        import tensorflow as tf
+
+        return list(range(len(tf.config.list_physical_devices("GPU"))))
+
+    @staticmethod
+    def _run_on_gpus(
+        folders: Sequence[Path], gpus: Sequence[int], func: Callable[..., Any], kwargs: Mapping[str, Any] | None
+    ) -> dict[str, list[Path] | Exception]:
+        context = multiprocessing.get_context("spawn")
+        results: dict[str, list[Path] | Exception] = {}
+        with (
+            context.Manager() as manager,
+            ProcessPoolExecutor(len(gpus), mp_context=context, max_tasks_per_child=1) as pool,
+        ):
+            queue = manager.Queue()
+            for gpu in gpus:
+                queue.put(gpu)
+            running = {
+                pool.submit(run_exp_multiprocess, folder, queue, _locked_run, {"func": func, "kwargs": kwargs}): folder
+                for folder in folders
+            }
+            for done in as_completed(running):
+                name = running[done].name
+                try:
+                    results[name] = done.result()
+                    _LOGGER.info("%s: done", name)
+                except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
+                    results[name] = error
+                    _report(name, error)
+        return {folder.name: results[folder.name] for folder in folders}
+
+
+def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    if not exp_folder.is_dir():
+        raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")
+    with locked(exp_folder):
+        return func(exp_folder, **dict(kwargs or {}))
+
+
+def _report(name: str, error: Exception) -> None:
+    _LOGGER.error("%s failed: %s", name, error, exc_info=None if isinstance(error, UserError) else error)

@@ -1,0 +1,116 @@
+"""Which labels to decode cells with, and what the files are called. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from discern.errors import InvalidInputError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class CheckMetaData:
+    """Check (column, value) pairs against the cells' annotation.
+
+    Args:
+        dataframe: obs of the cells.
+
+    Example:
+        >>> import pandas as pd
+        >>> CheckMetaData(pd.DataFrame({"batch": ["a", "b"]})).check(("batch", "c"))
+        Traceback (most recent call last):
+        ...
+        discern.errors.InvalidInputError: metadata column 'batch' has no value 'c'; it has 'a', 'b'
+    """
+
+    def __init__(self, dataframe: pd.DataFrame) -> None:
+        self.dataframe = dataframe
+
+    def check(self, metadata_tuple: tuple[str, str | None]) -> None:
+        """Raise unless the column exists and holds the value (any, if the value is empty).
+
+        Raises:
+            UnknownNameError: If there is no such column.
+            InvalidInputError: If the column has no such value.
+        """
+        column, value = metadata_tuple
+        if column not in self.dataframe.columns:
+            names = list(map(str, self.dataframe.columns))
+            raise UnknownNameError(
+                f"there is no metadata column {column!r}{nearest(column, names)}; columns are {', '.join(names)}"
+            )
+        if value in (None, ""):
+            return
+        values = sorted(map(str, self.dataframe[column].dropna().unique()))
+        if value not in values:
+            shown = ", ".join(map(repr, values[:30])) + (" ..." if len(values) > 30 else "")
+            raise InvalidInputError(
+                f"metadata column {column!r} has no value {value!r}{nearest(str(value), values)}; it has {shown}"
+            )
+
+
+def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value: str | None) -> np.ndarray:
+    """Return the labels to decode each cell with.
+
+    Without a column, its own. With a column and a value, the mean label of the cells that have the value. With a column
+    alone, the mean label of the cell's own group in that column; for `batch`, the mean over all cells. A cell without a
+    value in the column keeps its own label.
+
+    Args:
+        obs: The cells' annotation.
+        own: One-hot labels of the cells' own batches, cells x batches.
+        column: obs column or None.
+        value: One of its values; "" or None for each cell's own group.
+
+    Returns:
+        cells x batches, float32; every row sums to 1.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See `CheckMetaData`.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> obs = pd.DataFrame({"batch": ["a", "b", "b"], "type": ["x", "x", "y"]})
+        >>> own = np.array([[1, 0], [0, 1], [0, 1]])
+        >>> target_labels(obs, own, "type", "x")[2].tolist()
+        [0.5, 0.5]
+        >>> target_labels(obs, own, "type", "").tolist()
+        [[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]]
+    """
+    own = np.asarray(own, dtype=np.float32)
+    if column is None:
+        return own
+    CheckMetaData(obs).check((column, value))
+    if value not in (None, ""):
+        chosen = (obs[column].astype(str) == value).to_numpy() & obs[column].notna().to_numpy()
+        return np.repeat(own[chosen].mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)
+    if column == "batch":
+        return np.repeat(own.mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)
+    labels = own.copy()
+    codes = obs[column].astype("category").cat.codes.to_numpy()
+    if (codes < 0).any():
+        warnings.warn(
+            f"{int((codes < 0).sum())} cells have no value in {column!r}; they are decoded with their own batch",
+            stacklevel=2,
+        )
+    for code in np.unique(codes[codes >= 0]):
+        labels[codes == code] = own[codes == code].mean(0, dtype=np.float64)
+    return labels
+
+
+def file_name(column: str | None, value: str | None) -> str:
+    """Return the name of the file of a projection; characters unfit for a file name become `_`, dots are kept.
+
+    Example:
+        >>> file_name(None, None), file_name("batch", ""), file_name("batch", "donor 1/a.2")
+        ('unprojected.h5ad', 'projected_to_average_batch.h5ad', 'projected_to_average_batch_donor_1_a.2.h5ad')
+    """
+    if column is None:
+        return "unprojected.h5ad"
+    parts = ["projected_to_average", column] + ([value] if value else [])
+    return re.sub(r"[^\w.+-]", "_", "_".join(parts)) + ".h5ad"
