@@ -1,0 +1,198 @@
+"""Matrices of cells x genes, block of cells by block of cells.
+
+A matrix is CSR in memory when it fits into a part of the machine's memory, else a dask array whose chunks are CSR
+blocks of rows, read when they are needed. Nothing here makes a dense matrix of more than one block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import zarr
+from anndata.experimental import read_elem_lazy
+from anndata.io import read_elem
+from scipy import sparse
+
+from discern.errors import InvalidInputError, MissingFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Undo = Callable[[np.ndarray], np.ndarray]
+
+_LOGGER = logging.getLogger(__name__)
+
+Matrix = Any
+"""A matrix of cells x genes: ndarray, scipy.sparse matrix or dask array."""
+
+_BLOCK_ENTRIES = 2**25
+_READ_PARTS = ("obs", "var", "uns", "obsm", "varm")
+
+
+def rows_per_block(n_genes: int) -> int:
+    """Return how many cells make a block: 128 MB of float32, would it be dense.
+
+    Example:
+        >>> rows_per_block(15_073)
+        2226
+    """
+    return max(16, min(16384, _BLOCK_ENTRIES // max(1, n_genes)))
+
+
+def memory_budget() -> int:
+    """Return how many bytes one matrix may take in memory: an eighth of what this process may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total // 8
+
+
+def is_lazy(matrix: Any) -> bool:
+    """Return whether the matrix is a dask array."""
+    return hasattr(matrix, "dask")
+
+
+def estimate_csr_nbytes(mat: Matrix) -> int:
+    """Return the bytes that a matrix takes, or would take, in CSR form.
+
+    Args:
+        mat: sparse or dense matrix, (n_rows, n_columns).
+
+    Example:
+        >>> estimate_csr_nbytes(np.eye(3, dtype=np.float32))
+        40
+    """
+    nnz = mat.nnz if sparse.issparse(mat) else int(np.count_nonzero(mat))
+    return _csr_nbytes(mat.shape, nnz, mat.dtype)
+
+
+def _csr_nbytes(shape: tuple[int, int], nnz: int, dtype: np.dtype) -> int:
+    index = 4 if max(nnz, shape[1]) < 2**31 else 8
+    return nnz * (dtype.itemsize + index) + (shape[0] + 1) * index
+
+
+def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
+    """Return a block of rows as CSR without stored zeros."""
+    csr = sparse.csr_matrix(block, dtype=dtype)
+    if csr.nnz and not csr.data.all():
+        if sparse.issparse(block) and np.shares_memory(csr.data, block.data):
+            csr = csr.copy()
+        csr.eliminate_zeros()
+    return csr
+
+
+def iter_blocks(X: Matrix, cells: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Iterate over the rows of a matrix in order.
+
+    Args:
+        X: sparse, dense or dask matrix, (n_cells, n_genes).
+        cells: rows of each block (the last one may have fewer); by default as many as `rows_per_block` says.
+
+    Yields:
+        The rows that the block is of, and the block as float32 CSR.
+
+    Example:
+        >>> [(rows.start, rows.stop, block.nnz) for rows, block in iter_blocks(np.eye(5), cells=2)]
+        [(0, 2, 2), (2, 4, 2), (4, 5, 1)]
+    """
+    cells = cells or rows_per_block(X.shape[1])
+    if not is_lazy(X):
+        for start in range(0, X.shape[0], cells):
+            stop = min(start + cells, X.shape[0])
+            yield slice(start, stop), as_csr(X[start:stop])
+        return
+    start = 0
+    for block in _regrouped(X, cells):
+        yield slice(start, start + block.shape[0]), block
+        start += block.shape[0]
+
+
+def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
+    rest: sparse.csr_matrix | None = None
+    for number in range(X.numblocks[0]):
+        chunk = as_csr(X.blocks[number].compute(scheduler="synchronous"))
+        if rest is not None and rest.shape[0]:
+            chunk = sparse.vstack([rest, chunk], format="csr")
+        full = chunk.shape[0] - chunk.shape[0] % cells
+        for start in range(0, full, cells):
+            yield chunk if chunk.shape[0] == cells else chunk[start : start + cells]
+        rest = chunk[full:]
+    if rest is not None and rest.shape[0]:
+        yield rest
+
+
+def read_cells(path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None) -> ad.AnnData:
+    """Read an `.h5ad` file or a `.zarr` folder; X becomes CSR in memory if it fits, else a dask array of CSR blocks.
+
+    Layers, `raw` and pairwise annotations are left out.
+
+    Args:
+        path: the file or folder.
+        undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it cannot be read, or has no X.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    try:
+        group = zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    try:
+        if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
+            adata = ad.read_h5ad(path)  # written by anndata < 0.7
+            adata.X = as_csr(adata.X, adata.X.dtype)
+            return adata
+        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
+        if "X" not in group:
+            raise InvalidInputError(f"{path}: expected a matrix X, found only {sorted(group)}")
+        adata = ad.AnnData(**parts)
+        adata.X = _read_matrix(group["X"], undo(adata) if undo else None)
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    finally:
+        if isinstance(group, h5py.File):
+            group.close()
+    return adata
+
+
+def _read_matrix(elem: Any, undo: Undo | None) -> Matrix:
+    encoding = elem.attrs.get("encoding-type", "array")
+    if encoding in ("csr_matrix", "csc_matrix"):
+        shape = tuple(elem.attrs["shape"])
+        nbytes = _csr_nbytes(shape, elem["data"].shape[0], np.dtype(np.float32))
+        if nbytes <= memory_budget():
+            return read_elem(elem).tocsr()
+        if encoding == "csc_matrix":
+            raise InvalidInputError(
+                f"X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this machine; "
+                "store it by cells (CSR)"
+            )
+        return read_elem_lazy(elem, chunks=(rows_per_block(shape[1]), -1))
+
+    rows = rows_per_block(elem.shape[1])
+    blocks: list[sparse.csr_matrix] = []
+    for start in range(0, elem.shape[0], rows):
+        block = elem[start : start + rows]
+        blocks.append(as_csr(undo(block) if undo else block, None))
+        if sum(block.data.nbytes + block.indices.nbytes for block in blocks) > memory_budget() / 2:
+            break
+    else:
+        return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=np.float32)
+    lazy = read_elem_lazy(elem, chunks=(rows, -1))
+    return lazy.map_blocks(
+        lambda block: as_csr(undo(block) if undo else block, None),
+        dtype=np.float32 if undo else elem.dtype,
+        meta=sparse.csr_matrix((0, 0), dtype=np.float32 if undo else elem.dtype),
+    )
