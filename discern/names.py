@@ -63,7 +63,7 @@ _TABLES: dict[str, tuple[str, str]] = {
         PolynomialDecay""",
     ),
     "keras.regularizers": ("regularizer", "L1 L1L2 L2 OrthogonalRegularizer l1 l1_l2 l2 orthogonal_regularizer"),
-    "discern.estimators.losses": ("loss", "DummyLoss HuberLoss Lnorm MaskedCrossEntropy"),
+    "discern.estimators.losses": ("loss", "HuberLoss Lnorm"),
     "discern.estimators.optimizers": ("optimizer", "Lookahead RectifiedAdam"),
     "ray.tune": (
         "search space",
@@ -191,7 +191,7 @@ def look_up(name: str, kind: str = "") -> Known:
     if known is None:
         raise _refusal(name, today)
     if kind and known.kind != kind:
-        raise InvalidInputError(f"expected the name of a {kind}, got {name!r}, which is a {known.kind}")
+        raise InvalidInputError(f"expected a name of kind {kind!r}, got {name!r} of kind {known.kind!r}")
     return Known(known.kind, known.module, known.attribute, caveat)
 
 

@@ -1,0 +1,484 @@
+"""The sections of `parameters.json` and of the hyperparameter search file, with their published defaults.
+
+`discern.config` reads the files; here is what may stand in them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from discern.errors import InvalidInputError, UnknownNameError, UserError, nearest
+from discern.names import KNOWN, look_up, names_of
+
+_SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
+_OUTPUT_FUNCTIONS = ("softmax", "LSN", "sigsoftmax")
+_LOSSES = {name.rpartition(".")[2]: name for name in reversed(names_of("loss"))}
+_ACTIVATIONS = {known.attribute: name for name, known in KNOWN.items() if known.module == "keras.activations"}
+_ARGUMENTS_OF_ALL_LOSSES = ("name", "reduction")
+_ARGUMENTS_OF_LOSSES = {
+    "HuberLoss": ("delta",),
+    "Lnorm": ("p", "axis", "epsilon", "use_root"),
+    "BinaryCrossentropy": ("from_logits", "label_smoothing", "axis"),
+    "BinaryFocalCrossentropy": (
+        "apply_class_balancing",
+        "alpha",
+        "gamma",
+        "from_logits",
+        "label_smoothing",
+        "axis",
+    ),
+    "CategoricalCrossentropy": ("from_logits", "label_smoothing", "axis"),
+    "CategoricalFocalCrossentropy": ("alpha", "gamma", "from_logits", "label_smoothing", "axis"),
+    "CosineSimilarity": ("axis",),
+    "Huber": ("delta",),
+    "Tversky": ("alpha", "beta", "axis"),
+}
+_ARGUMENTS_OF_REGULARIZERS = ("l1", "l2", "factor", "mode")
+_ARGUMENTS_OF_OPTIMIZERS = (
+    *("learning_rate", "name", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum"),
+    *("ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps"),
+    *("beta_1", "beta_2", "epsilon", "amsgrad", "momentum", "nesterov", "rho", "centered"),
+    *("sma_threshold", "total_steps", "warmup_proportion", "min_lr"),
+    *("initial_accumulator_value", "learning_rate_power", "l1_regularization_strength", "l2_regularization_strength"),
+    *("l2_shrinkage_regularization_strength", "beta", "beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold"),
+    *("relative_step", "weight_decay_rate"),
+)
+_ARGUMENTS_OF_SCHEDULES = (
+    *("initial_learning_rate", "decay_steps", "decay_rate", "staircase", "alpha", "warmup_target", "warmup_steps"),
+    *("first_decay_steps", "t_mul", "m_mul", "boundaries", "values", "end_learning_rate", "power", "cycle"),
+)
+
+
+# --- types of values -------------------------------------------------------------------------------------------------
+
+
+class Refused(ValueError):
+    """Carries an error of the user through pydantic, which adds the path of the key."""
+
+    def __init__(self, message: str, kind: type[UserError] = InvalidInputError):
+        super().__init__(message)
+        self.kind = kind
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file as it stands there, in short."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _cells(value: Any) -> int | float:
+    if not _is_number(value) or value < 0 or (isinstance(value, float) and value > 1):
+        raise Refused(f"expected a share between 0.0 and 1.0 or a whole number of cells, got {shown(value)}")
+    return value
+
+
+def _genes_or_number(value: Any) -> str | float:
+    if value == "genes" or _is_number(value):
+        return value
+    raise Refused(f'expected "genes" or a number, got {shown(value)}')
+
+
+def _raw_input(value: Any) -> list[str] | dict[str, str | None]:
+    paths = list(value) if isinstance(value, list | dict) else []
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise Refused(f"expected a list of paths or {{path: obs column}}, not empty, got {shown(value)}")
+    if len(set(paths)) < len(paths):
+        raise Refused(f"expected each path once, got {shown(value)}")
+    if isinstance(value, dict) and not all(column is None or isinstance(column, str) for column in value.values()):
+        raise Refused(f"expected the name of an obs column (or null) for each path, got {shown(value)}")
+    return value
+
+
+def _named(name: Any, kind: str) -> str:
+    try:
+        look_up(name, kind)
+    except UserError as error:
+        raise Refused(str(error), type(error)) from None
+    return name
+
+
+def _activation(name: str) -> str:
+    if "." in name:
+        return _named(name, "activation")
+    if name not in _ACTIVATIONS:
+        raise Refused(f"unknown activation {name!r}{nearest(name, _ACTIVATIONS)}", UnknownNameError)
+    return _ACTIVATIONS[name]
+
+
+def _output_function(name: str) -> str:
+    if name not in _OUTPUT_FUNCTIONS:
+        _activation(name)
+    return name
+
+
+def _loss(name: str) -> str:
+    if "." in name:
+        return _named(name, "loss")
+    if name not in _LOSSES:
+        raise Refused(f"unknown loss {name!r}{nearest(name, _LOSSES)}", UnknownNameError)
+    return name
+
+
+def _kind(kind: str) -> Any:
+    return Annotated[str, AfterValidator(lambda name: _named(name, kind))]
+
+
+Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Layers = Annotated[list[Positive], Field(min_length=1)]
+Cells = Annotated[Any, AfterValidator(_cells), WithJsonSchema({"type": "number", "minimum": 0})]
+GenesOrNumber = Annotated[
+    Any, AfterValidator(_genes_or_number), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
+]
+RawInput = Annotated[
+    Any,
+    AfterValidator(_raw_input),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "object", "additionalProperties": {"type": ["string", "null"]}, "minProperties": 1},
+            ]
+        }
+    ),
+]
+
+
+# --- sections of an experiment ---------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    """Part of a file: strict types, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class WithArguments(Section):
+    """A section that names a class; its other keys are arguments of the class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    arguments: ClassVar[tuple[str, ...]] = ()
+
+    def known_arguments(self) -> tuple[str, ...]:
+        """Return what the class takes; empty: anything."""
+        return self.arguments
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> WithArguments:
+        known = self.known_arguments()
+        for key in self.model_extra or {}:
+            if known and key not in known:
+                raise Refused(f"unknown argument {key!r}{nearest(key, known)}", UnknownNameError)
+        return self
+
+
+class Filtering(Section):
+    """Which cells and genes are kept."""
+
+    min_genes: Count = 400
+    min_cells: Count = 3
+
+
+class FixedScaling(Section):
+    """What each gene is standardised with; `var` is a standard deviation."""
+
+    mean: GenesOrNumber = 0
+    var: GenesOrNumber = 1
+    add_to_mean: float = 0
+    add_to_var: float = 0
+
+
+class Scale(Section):
+    """Library-size normalisation (LSN: counts per cell) and standardisation; what is absent is not done."""
+
+    LSN: Annotated[float, Field(gt=0)] | None = None
+    fixed_scaling: FixedScaling | None = None
+
+
+class Split(Section):
+    """Which cells validate; a share of each batch, or (integers above 1) a number of cells."""
+
+    split_seed: Count = 0
+    valid_cells: Cells = 0.1
+    mmd_cells: Cells = 1.0
+    balanced_split: bool = True
+    test_cells: Cells = 0
+
+
+class InputDs(Section):
+    """The input data and how it is prepared."""
+
+    raw_input: RawInput = None
+    filtering: Filtering = Filtering()
+    scale: Scale = Scale()
+    split: Split = Split()
+    n_cpus_preprocessing: Positive | None = None
+
+
+class Regularizer(WithArguments):
+    """A regulariser class and its arguments."""
+
+    arguments = _ARGUMENTS_OF_REGULARIZERS
+
+    name: _kind("regularizer")  # type: ignore[valid-type]
+
+
+class Side(Section):
+    """Encoder or decoder."""
+
+    layers: Layers | None = None
+    norm_type: list[str] | None = None
+    regularization: Dropout | None = None
+    conditional_regularization: Regularizer | None = None
+
+
+class ReconstructionLoss(WithArguments):
+    """The reconstruction loss and its arguments."""
+
+    name: Annotated[str, AfterValidator(_loss)] = "HuberLoss"
+
+    def known_arguments(self) -> tuple[str, ...]:  # noqa: D102
+        return (*_ARGUMENTS_OF_ALL_LOSSES, *_ARGUMENTS_OF_LOSSES.get(self.name.rpartition(".")[2], ()))
+
+
+class Crossentropy(Section):
+    """The loss of the detection probabilities."""
+
+    label_smoothing: Share = 0.0
+    lower_label_smoothing: Share = 0.1
+    zeros_eps: Weight | None = None
+
+
+class Model(Section):
+    """The network. What stands here rather than in `encoder` and `decoder` holds for both."""
+
+    latent_dim: Positive = 48
+    activation_fn: Annotated[str, AfterValidator(_activation)] = "tensorflow_addons.activations.mish"
+    output_fn: Annotated[str, AfterValidator(_output_function)] | None = None
+    encoder: Side = Side()
+    decoder: Side = Side()
+    layers: Layers | None = None
+    norm_type: list[str] | None = None
+    regularization: Dropout | None = None
+    conditional_regularization: Regularizer | None = None
+    reconstruction_loss: ReconstructionLoss = ReconstructionLoss.model_validate({"name": "HuberLoss", "delta": 9.0})
+    crossentropy: Crossentropy = Crossentropy()
+    wae_lambda: Weight = 1500.0
+    weighting_decoder_dropout: Weight = 10000.0
+    weighting_random_encoder: Weight = 1e-8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate_old_spellings(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for old in list(data):
+            match = re.fullmatch(rf"(?:(enc|dec)(?:oder)?_)?({'|'.join(_SIDED)})(?:_(enc|dec)(?:oder)?)?", str(old))
+            if not match or bool(match[1]) == bool(match[3]):
+                continue
+            side, key = {"enc": "encoder", "dec": "decoder"}[match[1] or match[3]], match[2]
+            warnings.warn(f"model.{old} is an old spelling: write model.{side}.{key}", DeprecationWarning, stacklevel=2)
+            section = dict(data.get(side) or {})
+            if key in section:
+                raise Refused(f"{old!r} and '{side}.{key}' mean the same: give it once", UnknownNameError)
+            data[side] = section | {key: data.pop(old)}
+        return data
+
+    @model_validator(mode="after")
+    def _fill_both_sides(self) -> Model:
+        """Move what stands at model level into encoder and decoder, and fill in the published defaults."""
+        published = {"layers": ([1024, 512, 256], [256, 512, 1024]), "regularization": (0.4, 0.0)}
+        encoder, decoder = self.encoder.model_copy(), self.decoder.model_copy()
+        for key in _SIDED:
+            common, left, right = getattr(self, key), getattr(encoder, key), getattr(decoder, key)
+            if common is not None and (left is not None or right is not None):
+                side = "encoder" if left is not None else "decoder"
+                raise Refused(f"{key!r} is given twice, here and in {side!r}: give it once", UnknownNameError)
+            if (left is None) != (right is None):
+                given, lacking = ("encoder", "decoder") if right is None else ("decoder", "encoder")
+                raise Refused(f"{key!r} is given in {given!r} but not in {lacking!r}", UnknownNameError)
+            if left is None and common is not None:
+                left, right = common, common[::-1] if isinstance(common, list) else common
+            elif left is None and key == "norm_type":
+                left, right = (["conditionallayernorm"] * len(side.layers or []) for side in (encoder, decoder))
+            elif left is None:
+                left, right = published.get(key, (None, None))
+            setattr(encoder, key, left)
+            setattr(decoder, key, right)
+            setattr(self, key, None)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            layers, norms = len(part.layers or []), len(part.norm_type or [])
+            if layers != norms:
+                raise Refused(f"expected one 'norm_type' for each of the {layers} layers of the {name}, got {norms}")
+        self.encoder, self.decoder = encoder, decoder
+        return self
+
+
+class EarlyStopping(Section):
+    """When training stops; the arguments of `DelayedEarlyStopping`."""
+
+    delay: Count | None = None
+    min_delta: Weight | None = None
+    patience: Count | None = None
+    monitor: str | None = None
+    verbose: Count | None = None
+    mode: Literal["auto", "min", "max"] | None = None
+    baseline: float | None = None
+    restore_best_weights: bool | None = None
+    start_from_epoch: Count | None = None
+
+
+class LearningDecay(WithArguments):
+    """A learning-rate schedule and its arguments."""
+
+    arguments = _ARGUMENTS_OF_SCHEDULES
+
+    name: _kind("schedule")  # type: ignore[valid-type]
+
+
+class Optimizer(WithArguments):
+    """The optimiser and its arguments."""
+
+    arguments = _ARGUMENTS_OF_OPTIMIZERS
+
+    algorithm: _kind("optimizer")  # type: ignore[valid-type]
+    learning_rate: Weight | None = None
+    learning_decay: LearningDecay | None = None
+    Lookahead: bool | None = None
+
+
+class Training(Section):
+    """How the network is trained."""
+
+    GPU: list[Count] | None = None
+    XLA: bool = True
+    batch_size: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 192
+    max_steps: Positive = 200
+    parallel_pc: Positive | None = None
+    early_stopping: EarlyStopping = EarlyStopping(delay=5, min_delta=0.01, patience=30)
+    optimizer: Optimizer = Optimizer.model_validate(
+        {
+            "algorithm": "tensorflow_addons.optimizers.RectifiedAdam",
+            "learning_rate": 1e-3,
+            "beta_1": 0.85,
+            "beta_2": 0.95,
+            "amsgrad": False,
+        }
+    )
+    precision: Literal["float32", "mixed_bfloat16"] | None = None
+    distribute: Literal["none", "mirrored"] | None = None
+    visualisation: bool | None = None
+    freq: Positive | None = None
+    seed: Count | None = None
+
+
+class Experiment(Section):
+    """One experiment."""
+
+    input_ds: InputDs = InputDs()
+    model: Model = Model()
+    training: Training = Training()
+    hyperparameter_search: str | None = None
+    preset: Literal["auto"] | None = None
+
+
+class ExpParam(Section):
+    """What holds for all experiments of a file."""
+
+    experiments_dir: Annotated[str, Field(min_length=1)]
+
+
+class ParameterFile(Section):
+    """A full parameter file."""
+
+    exp_param: ExpParam
+    experiments: Annotated[dict[str, Experiment], Field(min_length=1)]
+
+
+# --- the search file -------------------------------------------------------------------------------------------------
+
+
+class Scheduler(WithArguments):
+    """Ray Tune's scheduler and its arguments."""
+
+    name: _kind("scheduler")  # type: ignore[valid-type]
+
+
+class Searcher(WithArguments):
+    """Ray Tune's search algorithm and its arguments."""
+
+    name: _kind("searcher")  # type: ignore[valid-type]
+
+
+class TrialConfig(Section):
+    """What a trial does in one step."""
+
+    epochs_per_timestep: Positive = 20
+    validation_batches: Positive = 10
+
+
+class TrainSpec(Section):
+    """How trials are run."""
+
+    name: str = "Ray_Optimization"
+    resources_per_trial: dict[str, Weight] = {}
+    stop: dict[str, Any] = {}
+    config: TrialConfig = TrialConfig()
+    num_samples: Positive = 500
+    max_failures: Annotated[int, Field(ge=-1)] = 10
+    checkpoint_at_end: bool = False
+
+
+class Analysis(Section):
+    """Which trial is the best."""
+
+    mode: Literal["min", "max"] = "min"
+    metric: str = "auc"
+
+
+class SearchSpaceLeaf(Section):
+    """What one parameter is drawn from."""
+
+    type: _kind("search space")  # type: ignore[valid-type]
+    name: str | None = None
+    args: list[Any] = []
+
+
+class SearchFile(Section):
+    """A hyperparameter search file. `search_space` is a tree over the keys of an experiment."""
+
+    setup: dict[str, Any] = {}
+    scheduler: Scheduler | None = None
+    searcher: Annotated[Searcher | None, BeforeValidator(lambda value: None if value == "Randomsearch" else value)] = (
+        None
+    )
+    train_spec: TrainSpec = TrainSpec()
+    search_space: Annotated[dict[str, Any], Field(min_length=1)]
+    analysis: Analysis = Analysis()
