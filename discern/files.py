@@ -55,12 +55,56 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+_READY = ".ready"
+_REPLACED = ".replaced"
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Replace entries of `folder` by the entries of the same names in `staging`: all of them or none.
+
+    The first rename decides. If the process dies between it and the last one, `finish_publishing` does the rest.
+
+    Args:
+        staging: Complete files and folders, on the file system of `folder`; it is gone afterwards.
+        folder: Where they go.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a").write_text("old"), (folder / "staging").mkdir()
+        >>> _ = (folder / "staging" / "a").write_text("new"), (folder / "staging" / "b").write_text("new")
+        >>> publish(folder / "staging", folder)
+        >>> [(entry.name, entry.read_text()) for entry in sorted(folder.iterdir())]
+        [('a', 'new'), ('b', 'new')]
+    """
+    finish_publishing(folder)
+    os.rename(staging, folder / _READY)  # noqa: PTH104
+    finish_publishing(folder)
+
+
+def finish_publishing(folder: Path) -> None:
+    """Finish a `publish` into `folder` that was cut off after its first rename; otherwise do nothing."""
+    ready = folder / _READY
+    if not ready.is_dir():
+        return
+    replaced = ready / _REPLACED
+    replaced.mkdir(exist_ok=True)
+    for entry in sorted(ready.iterdir()):
+        if entry.name == _REPLACED:
+            continue
+        target = folder / entry.name
+        if target.exists():
+            os.rename(target, replaced / entry.name)  # noqa: PTH104
+        os.rename(entry, target)  # noqa: PTH104
+    shutil.rmtree(ready)
+
+
 @contextlib.contextmanager
 def locked(experiment: Path) -> Iterator[None]:
     """Hold the experiment folder for one command; a second one is refused.
 
     The lock is a file `.NAME.lock` beside the folder (which may not exist yet). The system frees it when the process
-    ends, however it ends.
+    ends, however it ends. What the last holder had begun to publish (`publish`) is finished first.
 
     Raises:
         InUseError: if another command holds it.
@@ -78,6 +122,7 @@ def locked(experiment: Path) -> Iterator[None]:
         handle.write(f"process {os.getpid()}")
         handle.flush()
         try:
+            finish_publishing(experiment)
             yield
         finally:
             handle.truncate(0)
