@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import discern.neighbours
+from discern.errors import InvalidInputError
+from discern.neighbours import kept_neighbours, other_batch_share, reference_distance
+
+
+def test_distance_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    latent, is_reference = rng.normal(size=(60, 5)), np.arange(60) % 3 == 0
+    all_distances = np.linalg.norm(latent[:, np.newaxis] - latent, axis=2)
+    expected = np.empty(60)
+    for cell in range(60):
+        others = [other for other in range(60) if is_reference[other] and other != cell]
+        expected[cell] = np.sort(all_distances[cell, others])[:4].mean()
+    expected /= np.median(expected[is_reference])
+
+    np.testing.assert_allclose(reference_distance(latent, is_reference, k=4), expected, rtol=1e-5)
+
+
+def test_a_type_that_the_reference_lacks_stands_out():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(3, 16)) * 1.5
+    types = rng.integers(3, size=400)
+    latent = centres[types] + rng.normal(size=(400, 16)) * 0.6
+    source = np.arange(400) < 200
+
+    distance = reference_distance(latent, ~source & (types != 2))
+
+    assert roc_auc_score(types[source] == 2, distance[source]) > 0.95
+
+
+def test_a_large_reference_is_sampled(monkeypatch):
+    rng = np.random.default_rng(2)
+    latent, is_reference = rng.normal(size=(3000, 4)), np.arange(3000) < 2500
+    exact = reference_distance(latent, is_reference)
+    monkeypatch.setattr(discern.neighbours, "_REFERENCE_CELLS", 1000)
+
+    sampled = reference_distance(latent, is_reference)
+
+    assert not np.array_equal(sampled, exact)
+    assert np.corrcoef(sampled, exact)[0, 1] > 0.95
+    np.testing.assert_array_equal(sampled, reference_distance(latent, is_reference))
+
+
+def test_identical_reference_cells_give_finite_distances():
+    distance = reference_distance(np.vstack([np.zeros((5, 2)), np.ones((1, 2))]), np.arange(6) < 5)
+
+    assert distance[:5].tolist() == [0] * 5
+    assert np.isfinite(distance).all()
+
+
+def test_a_reference_of_one_cell_is_refused():
+    with pytest.raises(InvalidInputError, match="expected at least two reference cells, got 1"):
+        reference_distance(np.zeros((3, 2)), np.array([True, False, False]))
+
+
+def test_share_of_other_batches_and_its_expectation():
+    rng = np.random.default_rng(3)
+    batches = np.repeat(["a", "b", "c"], [225, 137, 60])
+    mixed = other_batch_share(rng.normal(size=(422, 6)), batches)
+
+    pairs = batches[:, np.newaxis] != batches
+    assert mixed["expected"] == pytest.approx(pairs.sum() / (422 * 421))
+    assert mixed["share"] == pytest.approx(mixed["expected"], abs=0.03)
+
+
+def test_expected_share_within_types_of_unequal_composition():
+    rng = np.random.default_rng(4)
+    batches = np.repeat(["a", "b"], 200)
+    labels = np.where(batches == "a", "x", rng.choice(["x", "y"], 400))
+    latent = rng.normal(size=(400, 6)) + 50.0 * (labels == "y")[:, np.newaxis]
+
+    found = other_batch_share(latent, batches, labels)
+
+    assert found["share"] == pytest.approx(found["expected_within_label"], abs=0.03)
+    assert found["expected"] > found["share"] + 0.1
+
+
+def test_kept_neighbours_between_all_and_none():
+    rng = np.random.default_rng(5)
+    before = rng.normal(size=(300, 4))
+    noisy = kept_neighbours(before, before + rng.normal(size=(300, 4)) * 0.3)
+    other = kept_neighbours(before, rng.normal(size=(300, 4)))
+
+    assert other["expected"] == pytest.approx(15 / 299)
+    assert other["share"] == pytest.approx(other["expected"], abs=0.02)
+    assert other["share"] + 0.2 < noisy["share"] < 1
