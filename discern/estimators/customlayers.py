@@ -1,4 +1,4 @@
-"""The layers of the network that Keras does not have: sampling of latent codes, MMD++ and the regularisation of sigma."""
+"""The layers that Keras does not have: sampling of latent codes, MMD++ and the regularisation of sigma."""
 
 from __future__ import annotations
 
@@ -253,8 +253,8 @@ def mmdpp_penalty(
 def _kernel_sum(left: tf.Tensor, right: tf.Tensor, latent_dim: int) -> tf.Tensor:
     """Sum the kernels of all scales over all pairs of rows: shapes (..., a, dim) and (..., b, dim).
 
-    With w = sum_s dk_s/d|x-y|^2 the gradient by x is 2 sum_y w (x - y): two matrix products. All of it is taken from the one
-    pass over the pairs that also gives the value, where autodiff would go over them again for each scale.
+    With w = sum_s dk_s/d|x-y|^2 the gradient by x is 2 sum_y w (x - y): a matrix product. All of it is taken from the
+    one pass over the pairs that also gives the value, where autodiff would go over them again for each scale.
     """
 
     @tf.custom_gradient

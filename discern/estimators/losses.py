@@ -1,4 +1,4 @@
-"""The losses: reconstruction of standardised expression, detection of genes, and penalties that are computed in layers."""
+"""The losses: reconstruction of standardised expression, detection of genes, and penalties computed in layers."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
     """Return the loss for the reconstructed expression.
 
     Args:
-        loss_type: `{"name": NAME, ...}` with the arguments of the loss, or just its name: `HuberLoss`, `Lnorm`, or a loss of
-            Keras by class or function name ("MeanSquaredError", "mse").
+        loss_type: `{"name": NAME, ...}` with the arguments of the loss, or just its name: `HuberLoss`, `Lnorm`, or a
+            loss of Keras by class or function name ("MeanSquaredError", "mse").
 
     Raises:
         UnknownNameError: If there is no such loss (a KeyError).

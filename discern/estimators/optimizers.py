@@ -29,8 +29,8 @@ def getmembers() -> dict[str, type[keras.optimizers.Optimizer]]:
 class RectifiedAdam(keras.optimizers.Optimizer):
     """Adam whose step is scaled by how far its estimate of the variance can be trusted yet.
 
-    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020, arXiv:1908.03265. While the estimate
-    rests on too few gradients (`sma_threshold`), the step is that of plain momentum.
+    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020, arXiv:1908.03265. While the
+    estimate rests on too few gradients (`sma_threshold`), the step is that of plain momentum.
 
     Args:
         learning_rate: Step size, or a schedule of Keras.
@@ -115,9 +115,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         rectified = sma >= self.sma_threshold
         # below 4 the root would be of a negative number; there the step is not rectified anyway
         trusted = tf.maximum(sma, 4.0)
-        rectification = tf.sqrt(
-            (trusted - 4) / (sma_limit - 4) * (trusted - 2) / (sma_limit - 2) * sma_limit / trusted
-        )
+        rectification = tf.sqrt((trusted - 4) / (sma_limit - 4) * (trusted - 2) / (sma_limit - 2) * sma_limit / trusted)
         correction = tf.sqrt(1 - beta_2_power)
         factor = tf.cast(learning_rate, tf.float32) / (1 - beta_1_power)
         return tf.where(rectified, factor * rectification * correction, factor), rectified, self.epsilon * correction
@@ -199,6 +197,11 @@ class Lookahead(keras.optimizers.Optimizer):
             for variable in variables
         ]
 
+    def restart(self) -> None:
+        """Let the slow weights be the weights as they are now, for weights that were set from outside."""
+        for slow, variable in zip(self._slow, self._trainable_variables, strict=True):
+            slow.assign(variable)
+
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Let the other optimiser take one step, then synchronise if it is time."""
         if not self.built:
@@ -207,9 +210,7 @@ class Lookahead(keras.optimizers.Optimizer):
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         pairs = [(variable.value, self._slow[self._get_variable_index(variable)].value) for variable in variables]
         due = tf.equal(self.iterations % self.sync_period, 0)
-        tf.__internal__.distribute.interim.maybe_merge_call(
-            self._synchronise, self._distribution_strategy, pairs, due
-        )
+        tf.__internal__.distribute.interim.maybe_merge_call(self._synchronise, self._distribution_strategy, pairs, due)
 
     def _synchronise(
         self, distribution: tf.distribute.Strategy, pairs: Sequence[tuple[tf.Variable, tf.Variable]], due: tf.Tensor

@@ -186,8 +186,14 @@ class WAE(keras.Model):
         ['input_data', 'batch_input_enc', 'batch_input_dec']
     """
 
-    def __init__(self, encoder: keras.Model, decoder: keras.Model, total_number_cells: float, name: str = "WAE") -> None:
-        shapes = {"input_data": encoder.inputs[0], "batch_input_enc": encoder.inputs[1], "batch_input_dec": decoder.inputs[1]}
+    def __init__(
+        self, encoder: keras.Model, decoder: keras.Model, total_number_cells: float, name: str = "WAE"
+    ) -> None:
+        shapes = {
+            "input_data": encoder.inputs[0],
+            "batch_input_enc": encoder.inputs[1],
+            "batch_input_dec": decoder.inputs[1],
+        }
         inputs = {key: keras.Input(tensor.shape[1:], name=key) for key, tensor in shapes.items()}
         latent, sigma = encoder([inputs["input_data"], inputs["batch_input_enc"]])
         codes = GaussianReparametrization(name="gaussian_reparametrization", dtype="float32")([latent, sigma])
@@ -289,9 +295,7 @@ def _hidden_layers(
         kind = norm.removeprefix("conditional")
         if kind not in _NORMS:
             known = [f"{condition}{name}" for condition in ("", "conditional") for name in _NORMS]
-            raise UnsupportedError(
-                f"norm_type {norm!r} is not one of {', '.join(known)}{nearest(norm, known)}"
-            )
+            raise UnsupportedError(f"norm_type {norm!r} is not one of {', '.join(known)}{nearest(norm, known)}")
 
         def named(part: str, index: int = index) -> dict[str, Any]:
             return {"name": f"{prefix}_{part}_{index}", "dtype": dtype}
@@ -346,4 +350,6 @@ def _regularizer(
     try:
         return regularizer(**arguments)
     except TypeError as error:
-        raise InvalidInputError(f"conditional_regularization: {name} cannot be made from {arguments}: {error}") from error
+        raise InvalidInputError(
+            f"conditional_regularization: {name} cannot be made from {arguments}: {error}"
+        ) from error

@@ -1,0 +1,401 @@
+"""Model files: ours, plain HDF5 arrays with a format version, and reading those that the original program wrote.
+
+Nothing in a model file is executed: the network is built from the parameters and only numbers are read into it.
+
+Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`, `batches`
+and `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`.
+The original's: a whole Keras 2 model, weights in the order of the layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from discern import files
+from discern.config import load_parameters
+from discern.errors import InvalidInputError, MissingFileError
+from discern.estimators.optimizers import Lookahead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import keras
+
+    from discern.estimators.utilities_wae import WAE
+
+_LOGGER = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+LAST = "last_model.h5"
+BEST = "best_model.h5"
+
+_WEIGHTS = ("kernel", "bias", "moving_mean", "moving_variance")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file says about its model.
+
+    Attributes:
+        path: The file.
+        n_genes: Number of genes.
+        n_labels: Number of batches.
+        total_number_cells: Number of cells in the training set.
+        epoch: Number of epochs trained; None in a file of the original, see `iterations`.
+        iterations: Number of optimiser steps; None if the file has no optimiser.
+        genes: Names of the genes, if stored.
+        batches: Names of the batches, if stored.
+        scaling: Mean and standard deviation with which each gene was standardised, if stored.
+    """
+
+    path: Path
+    n_genes: int
+    n_labels: int
+    total_number_cells: float
+    epoch: int | None
+    iterations: int | None
+    genes: list[str] | None = None
+    batches: list[str] | None = None
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def find_model(directory: Path) -> Path | None:
+    """Return the newest model file of an experiment, or None.
+
+    Args:
+        directory: The experiment's folder, or the `job` folder in it.
+    """
+    for folder in (Path(directory), Path(directory) / "job"):
+        for name in (LAST, BEST, "best_model.hdf5"):
+            if (folder / name).is_file():
+                return folder / name
+        others = sorted(folder.glob("*.hdf5"), key=lambda path: path.stat().st_mtime)
+        if others:
+            return others[-1]
+    return None
+
+
+def parameters_file(model_file: Path) -> Path:
+    """Return the parameters.json of the experiment that a model file belongs to.
+
+    Raises:
+        MissingFileError: If there is none.
+    """
+    for folder in (model_file.parent.parent, model_file.parent):
+        if (folder / "parameters.json").is_file():
+            return folder / "parameters.json"
+    raise MissingFileError(
+        f"{model_file.parent.parent / 'parameters.json'}: not found; it describes the network in {model_file.name}"
+    )
+
+
+def save_checkpoint(
+    model: WAE,
+    directory: Path,
+    epoch: int,
+    val_loss: float | None = None,
+    scaling: tuple[np.ndarray, np.ndarray] | None = None,
+    genes: Sequence[str] | None = None,
+    batches: Sequence[str] | None = None,
+) -> None:
+    """Write the model as the last one of `directory`, and as the best one if no validation loss was lower.
+
+    Args:
+        model: The model.
+        directory: The `job` folder of an experiment.
+        epoch: Number of epochs that the model was trained for.
+        val_loss: Its validation loss; None leaves the best model as it is.
+        scaling: Mean and standard deviation of each gene.
+        genes: Names of the genes.
+        batches: Names of the batches, in the order of the labels.
+    """
+    directory = Path(directory)
+    save_model(model, directory / LAST, epoch, val_loss, scaling, genes, batches)
+    if val_loss is not None and val_loss < _lowest_loss(directory / BEST):
+        with files.replacing(directory / BEST) as partial:
+            shutil.copyfile(directory / LAST, partial)
+
+
+def save_model(
+    model: WAE,
+    path: Path,
+    epoch: int,
+    val_loss: float | None = None,
+    scaling: tuple[np.ndarray, np.ndarray] | None = None,
+    genes: Sequence[str] | None = None,
+    batches: Sequence[str] | None = None,
+) -> None:
+    """Write a model with the state of its optimiser; the file appears complete or not at all.
+
+    The arguments are those of `save_checkpoint`, with the path of the file instead of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from discern.estimators.utilities_wae import create_decoder, create_encoder, create_model
+        >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
+        >>> decoder = create_decoder(4, 20, [16], ["layernorm"], "mish", None, 2, regularization=0.0)
+        >>> path = Path(tempfile.mkdtemp()) / "model.h5"
+        >>> save_model(create_model(encoder, decoder, 1000), path, epoch=7)
+        >>> read_model_file(path).epoch
+        7
+    """
+    with files.replacing(Path(path)) as partial, h5py.File(partial, "w") as handle:
+        handle.attrs["format_version"] = FORMAT_VERSION
+        handle.attrs["epoch"] = epoch
+        handle.attrs["n_genes"] = model.encoder.inputs[0].shape[-1]
+        handle.attrs["n_labels"] = model.encoder.inputs[1].shape[-1]
+        handle.attrs["total_number_cells"] = model.total_number_cells
+        if val_loss is not None:
+            handle.attrs["val_loss"] = val_loss
+        for variable in model.weights:
+            handle[f"weights/{variable.path}"] = variable.numpy()
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is not None and optimizer.built:
+            for name, variable in _optimizer_variables(optimizer).items():
+                handle[f"optimizer/{name}"] = variable.numpy()
+        if scaling is not None:
+            handle["scaling/mean"], handle["scaling/std"] = scaling
+        for key, names in (("genes", genes), ("batches", batches)):
+            if names is not None:
+                handle[key] = np.asarray(names, dtype=h5py.string_dtype())
+
+
+def _lowest_loss(best: Path) -> float:
+    if not best.is_file():
+        return np.inf
+    with _open(best) as handle:
+        return float(handle.attrs.get("val_loss", np.inf))
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Return what a model file says about its model, without reading the weights.
+
+    Raises:
+        InvalidInputError: If the file cannot be read or is no model file.
+    """
+    with _open(path) as handle:
+        if "format_version" not in handle.attrs:
+            return _read_original(Path(path), handle)
+        scaling = handle.get("scaling")
+        iterations = handle.get("optimizer/iteration")
+        return ModelFile(
+            path=Path(path),
+            n_genes=int(handle.attrs["n_genes"]),
+            n_labels=int(handle.attrs["n_labels"]),
+            total_number_cells=handle.attrs["total_number_cells"].item(),
+            epoch=int(handle.attrs["epoch"]),
+            iterations=None if iterations is None else int(iterations[()]),
+            genes=None if "genes" not in handle else list(handle["genes"].asstr()[()]),
+            batches=None if "batches" not in handle else list(handle["batches"].asstr()[()]),
+            scaling=None if scaling is None else (scaling["mean"][()], scaling["std"][()]),
+        )
+
+
+def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+    """Read the weights of a model file into a model, and the optimiser's state where one is passed.
+
+    Nothing is changed unless all weights fit. What the optimiser has no use for, or misses, is said in a warning.
+
+    Args:
+        model: A model that was built for the file's number of genes and batches.
+        path: The model file, ours or the original's.
+        optimizer: An optimiser for the model; its state is created if it is not there yet.
+
+    Raises:
+        InvalidInputError: If the file cannot be read or the weights do not fit the model.
+    """
+    with _open(path) as handle:
+        read = _own_arrays if "format_version" in handle.attrs else _original_arrays
+        weights, state = read(handle, model)
+        _check_weights(Path(path), weights, model)
+        for variable in model.weights:
+            variable.assign(weights[variable.path][()])
+        if optimizer is not None:
+            _load_optimizer(Path(path), state, optimizer, model)
+
+
+def restore(estimator: Any, directory: Path) -> None:
+    """Build the model of an estimator and read the newest model file of an experiment into it.
+
+    Args:
+        estimator: A `discern.DISCERN`, made from the experiment's parameters.
+        directory: The experiment's folder, or the `job` folder in it.
+
+    Raises:
+        MissingFileError: If there is no model file.
+        InvalidInputError: If it is damaged or does not fit the parameters.
+    """
+    path = find_model(directory)
+    if path is None:
+        raise MissingFileError(f"{directory}: there is no trained model ({LAST}); train the experiment first")
+    found = read_model_file(path)
+    estimator.scaling, estimator.genes, estimator.batches = found.scaling, found.genes, found.batches
+    estimator.build_model(found.n_genes, found.n_labels, found.total_number_cells)
+    estimator.compile(estimator.get_optimizer())
+    load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
+    estimator.start_step = _epochs(found) if found.epoch is None else found.epoch
+
+
+def _epochs(found: ModelFile) -> int:
+    """Return the epochs of a file that has only the optimiser's steps: an epoch leaves out an incomplete batch."""
+    (experiment,) = load_parameters(parameters_file(found.path)).experiments.values()
+    steps = int(found.total_number_cells) // experiment["training"]["batch_size"]
+    return round((found.iterations or 0) / max(steps, 1))
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """Open a model file; whatever is wrong with it is an InvalidInputError that names it."""
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path}: there is no such model file")
+    try:
+        with h5py.File(path, "r") as handle:
+            version = handle.attrs.get("format_version", FORMAT_VERSION)
+            if version > FORMAT_VERSION:
+                raise InvalidInputError(
+                    f"{path}: written in format {version} by a newer DISCERN; this one reads up to {FORMAT_VERSION}"
+                )
+            yield handle
+    except InvalidInputError:
+        raise
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{path}: not a complete model file ({error}); restore a copy or train again"
+        ) from error
+
+
+def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) -> None:
+    for variable in model.weights:
+        if variable.path not in weights:
+            raise InvalidInputError(f"{path}: has no weights {variable.path}; the parameters describe another network")
+        shape = weights[variable.path].shape
+        if shape != tuple(variable.shape):
+            raise InvalidInputError(
+                f"{path}: weights {variable.path} have the shape {shape}, but parameters and data need "
+                f"{tuple(variable.shape)}; the model belongs to other data or other parameters"
+            )
+    surplus = weights.keys() - {variable.path for variable in model.weights}
+    if surplus:
+        raise InvalidInputError(
+            f"{path}: has weights that the network lacks ({', '.join(sorted(surplus))}); the parameters describe another one"
+        )
+
+
+def _own_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
+    weights = {f"{layer}/{name}": array for layer, group in handle["weights"].items() for name, array in group.items()}
+    return weights, dict(handle.get("optimizer", {}))
+
+
+def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """Return the state by name. The learning rate is not part of it: the parameters say what it is."""
+    variables = {variable.path.split("/", 1)[1]: variable for variable in optimizer.variables}
+    variables.pop("learning_rate", None)
+    return variables
+
+
+def _load_optimizer(
+    path: Path, state: Mapping[str, h5py.Dataset], optimizer: keras.optimizers.Optimizer, model: WAE
+) -> None:
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    if isinstance(optimizer, Lookahead):
+        optimizer.restart()
+    variables = _optimizer_variables(optimizer)
+    fitting = {
+        name for name, array in state.items() if name in variables and array.shape == tuple(variables[name].shape)
+    }
+    for name in fitting:
+        variables[name].assign(state[name][()])
+    for names, message in (
+        (variables.keys() - fitting, "%s: has no state of the optimiser's %s; training goes on without it"),
+        (state.keys() - fitting, "%s: the optimiser does not use its %s"),
+    ):
+        if names:
+            _LOGGER.warning(message, path, ", ".join(sorted({_kind(name, model) for name in names})))
+
+
+def _kind(name: str, model: WAE) -> str:
+    """Return "momentum" for "latent_kernel_momentum"."""
+    owners = [variable.path.replace("/", "_") + "_" for variable in model.weights]
+    return name.removeprefix(max((owner for owner in owners if name.startswith(owner)), key=len, default=""))
+
+
+# The original's files: Keras 2 models, written by several versions of TensorFlow.
+
+_SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_hat", "slow": "slow"}
+_ITERATIONS = ("iter", "iteration")
+
+
+def _read_original(path: Path, handle: h5py.File) -> ModelFile:
+    layers = {
+        layer["config"]["name"]: layer["config"]
+        for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
+    }
+    return ModelFile(
+        path=path,
+        n_genes=layers["input_data"]["batch_input_shape"][1],
+        n_labels=layers["batch_input_enc"]["batch_input_shape"][1],
+        total_number_cells=layers["mmdpp"]["scale"],
+        epoch=None,
+        iterations=next(
+            (int(array[()]) for name, array in _listed(handle.get("optimizer_weights")) if name[-1] in _ITERATIONS),
+            None,
+        ),
+    )
+
+
+def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
+    """Pair the arrays with our variables: in the order of the layers, each kind of variable for itself."""
+    weights, trained = {}, []
+    for part in (model.encoder, model.decoder):
+        listed = _listed(handle["model_weights"][part.name])
+        owners = {}
+        for kind in _WEIGHTS:
+            names = [name for name, _ in listed if name[-1] == kind]
+            ours = [variable for layer in part.layers for variable in layer.weights if variable.name == kind]
+            if len(names) != len(ours):
+                raise InvalidInputError(
+                    f"{handle.filename}: the {part.name} has {len(names)} arrays {kind!r}, but the parameters describe "
+                    f"{len(ours)}; the model belongs to other parameters"
+                )
+            owners |= dict(zip(names, ours, strict=True))
+        weights |= {owners[name].path: array for name, array in listed}
+        trained += [owners[name].path for name, _ in listed if not name[-1].startswith("moving")]
+
+    state, slots = {}, {}
+    for name, array in _listed(handle.get("optimizer_weights")):
+        kind = next((part for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
+        if name[-1] in _ITERATIONS:
+            state["iteration"] = array
+        elif kind is not None:
+            slots.setdefault(_SLOTS[kind], []).append(array)
+        elif name[-1] != "learning_rate":
+            state["/".join(name)] = array
+    for kind, arrays in slots.items():
+        if len(arrays) != len(trained):
+            _LOGGER.warning("%s: has the %s of only some weights; it is not taken over", handle.filename, kind)
+            continue
+        state |= {f"{path.replace('/', '_')}_{kind}": array for path, array in zip(trained, arrays, strict=True)}
+    return weights, state
+
+
+def _listed(group: h5py.Group | None) -> list[tuple[tuple[str, ...], h5py.Dataset]]:
+    """Return the arrays of a Keras 2 group in the order in which they were listed, with the parts of their names."""
+    if group is None:
+        return []
+    # a long list is cut into the attributes weight_names0, weight_names1, ...
+    keys = sorted(
+        (key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)), key=lambda key: (len(key), key)
+    )
+    names = [name.decode() if isinstance(name, bytes) else name for key in keys for name in group.attrs[key]]
+    return [(tuple(re.sub(r":\d+$", "", name).split("/")), group[name]) for name in names]
