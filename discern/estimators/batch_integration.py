@@ -288,10 +288,7 @@ class DISCERN:
             self.scaling, self.genes, self.batches = inputdata.scaling, genes, batches
             self.build_model(len(genes), len(batches), inputdata.config["total_train_count"])
         else:
-            self._check_fits(genes, batches)
-            if self.scaling is None:
-                self.scaling, self.genes, self.batches = inputdata.scaling, genes, batches
-                self._make_functions()
+            self.prepare_projection(inputdata)
         if not self._built().compiled:
             self.compile(self.get_optimizer())
 
@@ -300,20 +297,22 @@ class DISCERN:
         n_genes, n_labels = (self.encoder.inputs[i].shape[-1] for i in (0, 1))
         if len(genes) != n_genes:
             raise InvalidInputError(
-                f"the model was trained on {n_genes} genes, the data has {len(genes)}: use the data that the experiment "
-                "processed, or train a new model"
+                f"the model was trained on {n_genes} genes, the data has {len(genes)}: use the data that the "
+                "experiment processed, or train a new model"
             )
         if self.genes is not None and list(genes) != self.genes:
             first = next(i for i, (a, b) in enumerate(zip(genes, self.genes, strict=True)) if a != b)
             raise InvalidInputError(
-                f"the data has the genes of the model in another order or other ones (gene {first + 1} is {genes[first]!r}, "
-                f"expected {self.genes[first]!r}): process it with the same experiment"
+                f"the data has the genes of the model in another order or other ones (gene {first + 1} is "
+                f"{genes[first]!r}, expected {self.genes[first]!r}): process it with the same experiment"
             )
+        batches = list(batches)
         unknown = [batch for batch in batches if self.batches is not None and batch not in self.batches]
-        if unknown or (self.batches is None and len(list(batches)) != n_labels):
+        if unknown or (self.batches is None and len(batches) != n_labels):
+            known = f" ({', '.join(self.batches)})" if self.batches is not None else ""
             raise InvalidInputError(
-                f"the model knows {n_labels} batches{f' ({", ".join(self.batches)})' if self.batches else ''}, the data has "
-                f"{', '.join(map(repr, unknown or batches))}: add new batches with `discern onlinetraining`"
+                f"the model knows {n_labels} batches{known}, the data has {', '.join(map(repr, unknown or batches))}: "
+                "add new batches with `discern onlinetraining`"
             )
 
     def training(
@@ -335,8 +334,9 @@ class DISCERN:
             Keras' history of the losses.
 
         Raises:
-            InvalidInputError: If the model does not fit the data or the training diverges in its first epoch.
+            InvalidInputError: If there are too few cells, the model does not fit them, or the training diverges.
         """
+        _check_enough(inputdata)
         self.prepare(inputdata)
         callbacks = list(callbacks or [])
         for callback in callbacks:
@@ -351,6 +351,7 @@ class DISCERN:
             epochs=max_steps,
             initial_epoch=self.start_step,
             callbacks=callbacks,
+            shuffle=False,  # the data set does it
             verbose=0,
         )
         finite = int(np.isfinite(history.history.get("loss", [])).sum())
@@ -455,16 +456,19 @@ class DISCERN:
         return latent, sigma, labels
 
     def prepare_projection(self, input_data: DISCERNData) -> None:
-        """Check that the restored model fits the cells.
+        """Check that the restored model fits the cells; one of the original program gets their scaling and names.
 
         Raises:
-            InvalidInputError: If it does not.
+            InvalidInputError: If it does not fit.
         """
-        self._built()
-        self._check_fits(list(input_data.var_names), list(input_data.obs["batch"].cat.categories))
+        genes, batches = list(input_data.var_names), list(input_data.obs["batch"].cat.categories)
+        model = self._built()
+        self._check_fits(genes, batches)
         if self.scaling is None:
-            self.scaling = input_data.scaling
+            self.scaling, self.genes, self.batches = input_data.scaling, genes, batches
             self._make_functions()
+            if model.compiled:
+                self.compile(model.optimizer)  # the losses depend on the scaling; the optimiser keeps its state
 
     def reconstruct(
         self, input_data: DISCERNData, column: str | None, column_value: str | None, store_sigmas: bool = False
@@ -531,10 +535,12 @@ class DISCERN:
         with progress.phase("encoding"):
             latent, sigma, own = self._encode_data(input_data)
         skeleton = self._skeleton(input_data, latent, sigma, store_sigmas)
-        written = []
+        written: list[Path] = []
         for column, value in targets:
             labels = target_labels(input_data.obs, own, column, value)
             path = Path(save_path) / file_name(column, value)
+            if path in written:  # values that differ in characters unfit for a file name
+                path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")
             blocks = self._projected_blocks(latent, labels)
             count = -(-len(latent) // _DECODE_CELLS)
             write_blocks(path, skeleton, progress.track(blocks, f"writing {path.name}", count))
@@ -549,6 +555,18 @@ class DISCERN:
                 "estimated_counts": counts,
                 "estimated_dropouts": dropouts,
             }
+
+
+def _check_enough(inputdata: DISCERNData) -> None:
+    """Raise unless the cells fill one batch of the training and there is something to validate with."""
+    cells = inputdata.obs["split"].value_counts()
+    if not cells.get("valid", 0):
+        raise InvalidInputError("there are no validation cells: raise input_ds.split.valid_cells and process again")
+    if cells.get("train", 0) < inputdata.batch_size:
+        raise InvalidInputError(
+            f"the {cells.get('train', 0)} training cells do not fill one batch of batch_size {inputdata.batch_size}: "
+            "lower training.batch_size"
+        )
 
 
 def _make(function: Any, arguments: Mapping[str, Any]) -> Any:
