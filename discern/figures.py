@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import anndata
     import pandas as pd
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def plot_umaps(
     columns = min(4, len(representations))
     rows = -(-len(representations) // columns)
     figure = Figure(figsize=(3.6 * columns + 1.8, 3.6 * rows * len(colours)), layout="constrained")
-    strips = np.atleast_1d(figure.subfigures(len(colours), 1))
+    strips = figure.subfigures(len(colours), 1, squeeze=False).ravel()
     order = np.random.default_rng(0).permutation(len(obs))
     size = float(np.clip(6000 / max(len(obs), 1), 2, 18))
     for strip, colour in zip(strips, colours, strict=True):
@@ -83,34 +84,26 @@ def _palette(categories: Iterable[Any]) -> dict[Any, Any]:
     return {name: colormaps["turbo"](number / (len(names) - 1)) for number, name in enumerate(names)}
 
 
-def draw_umaps(
-    representations: Mapping[str, np.ndarray],
-    obs: pd.DataFrame,
-    folder: Path,
-    prefix: str,
-    lower_priority: bool = False,
-) -> list[Path]:
-    """Compute the UMAP of each representation and write one picture for each categorical obs column.
+def draw_umaps(cells: anndata.AnnData, folder: Path, prefix: str) -> list[Path]:
+    """Compute the UMAP of each representation in obsm and write one picture for each categorical obs column.
 
     Args:
-        representations: Title -> cells x dimensions (a latent code, or expression in PC space).
-        obs: The cells' annotation; columns of dtype category with 2 to 100 values (or all of one value) are drawn.
+        cells: obs, whose columns of dtype category with at most 100 values are drawn, and obsm: title -> cells x
+            dimensions (a latent code, or expression in PC space).
         folder: Where the pictures `PREFIX_COLUMN.png` go.
         prefix: Beginning of the file names.
-        lower_priority: Give way to other processes; for the process that draws beside a training.
 
     Returns:
         The files written.
     """
-    if lower_priority:
-        os.nice(10)
-    coordinates = {title: umap_coordinates(values) for title, values in representations.items()}
+    coordinates = {title: umap_coordinates(values) for title, values in cells.obsm.items()}
     written = []
-    for column in obs.select_dtypes("category").columns:
-        if not 1 <= obs[column].nunique() <= 100:
+    for column in cells.obs.select_dtypes("category").columns:
+        if not 1 <= cells.obs[column].nunique() <= 100:
             continue
-        path = folder / f"{prefix}_{str(column).replace(os.sep, '_')}.png"
-        plot_umaps(coordinates, obs, path, [column])
+        name = re.sub(r"[^\w.+-]", "_", str(column))
+        path = folder / f"{prefix}_{name}.png"
+        plot_umaps(coordinates, cells.obs, path, [column])
         written.append(path)
     return written
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import keras
 import numpy as np
 
 from discern import progress
-from discern.figures import draw_umaps
+from discern.errors import InvalidInputError
 from discern.io import iter_blocks, np_one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import pandas as pd
 
@@ -74,7 +76,7 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Show the epochs, the loss and its parts: a bar with the time left on a terminal, a log line an epoch elsewhere."""
+    """Show the loss, its parts and the time left: a bar on a terminal, a log line an epoch elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,13 +183,12 @@ class VisualisationCallback(keras.callbacks.Callback):
         self._labels = np_one_hot(self.obs["batch"])
         self._cells = [block for _, block in iter_blocks(data.X[chosen])]
         self._components = np.asarray(data.varm["PCs"], dtype=np.float32)
-        self._pool: ProcessPoolExecutor | None = None
-        self._drawing: Future[list[Path]] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._drawing: subprocess.Popen[bytes] | None = None
+        self._epoch = self._drawn = -1
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Start the process that draws."""
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self._drawn = -1
+        """Do nothing."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Do nothing."""
@@ -196,46 +197,48 @@ class VisualisationCallback(keras.callbacks.Callback):
         """Draw every `freq` epochs."""
         self._epoch = epoch
         if (epoch + 1) % self.freq == 0:
-            if self._drawing is not None and not self._drawing.done():
+            if self._drawing is not None and self._drawing.poll() is None:
                 _LOGGER.info("epoch %d: pictures left out, those of epoch %d are not ready", epoch + 1, self._drawn + 1)
                 return
             self._draw(epoch)
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Draw the last epoch and wait for it."""
-        if self._pool is None:
-            return
-        with self._pool:
-            epoch = getattr(self, "_epoch", None)
-            if epoch is not None and epoch != self._drawn:
-                self._draw(epoch)
-            if self._drawing is not None:
-                with progress.phase("drawing UMAPs"):
-                    self._report(self._drawing)
-        self._pool = self._drawing = None
+        with progress.phase("drawing UMAPs"):
+            if self._epoch > self._drawn:
+                self._collect()
+                self._draw(self._epoch)
+            self._collect()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def _draw(self, epoch: int) -> None:
-        if self._pool is None or self.discern is None:
-            return
-        if self._drawing is not None:
-            self._report(self._drawing)
+        if self.discern is None:
+            raise InvalidInputError("VisualisationCallback draws what DISCERN.training trains: pass it there")
+        self._collect()
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="discern-umap-")
+        cells = Path(self._scratch.name) / "cells.h5ad"
+        anndata.AnnData(obs=self.obs, obsm=dict(self._representations(self.discern))).write_h5ad(cells)
         self.outdir.mkdir(parents=True, exist_ok=True)
-        self._drawing = self._pool.submit(
-            draw_umaps, self._representations(), self.obs, self.outdir, f"epoch_{epoch + 1:04d}", lower_priority=True
-        )
+        command = [sys.executable, "-m", "discern.draw", str(cells), str(self.outdir), f"epoch_{epoch + 1:04d}"]
+        # A process of its own rather than multiprocessing, which would run the user's script again.
+        self._drawing = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self._drawn = epoch
 
-    @staticmethod
-    def _report(drawing: Future[list[Path]]) -> None:
-        try:
-            drawing.result()
-        except Exception:  # noqa: BLE001 (a picture is not worth a training)
-            _LOGGER.warning("the pictures of this epoch could not be drawn", exc_info=True)
+    def _collect(self) -> None:
+        """Wait for the pictures that are being drawn."""
+        if self._drawing is None:
+            return
+        _, errors = self._drawing.communicate()
+        if self._drawing.returncode:
+            lines = errors.decode(errors="replace").strip().splitlines()
+            _LOGGER.warning("the pictures of epoch %d could not be drawn: %s", self._drawn + 1, "".join(lines[-1:]))
+        self._drawing = None
 
-    def _representations(self) -> Mapping[str, np.ndarray]:
+    def _representations(self, discern: DISCERN) -> Mapping[str, np.ndarray]:
         """Return original, latent and projected cells, expression in PC space."""
-        discern = self.discern
-        assert discern is not None  # noqa: S101 (set by DISCERN.training)
         targets = np.eye(self._labels.shape[1], dtype=np.float32)
         categories = list(self.obs["batch"].cat.categories)
         parts: dict[str, list[np.ndarray]] = {"original": [], "latent": []}
