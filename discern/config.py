@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from discern.sections import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def load_parameters(path: Path) -> Parameters:
             folder = path.absolute().parent
             experiments_dir, given = folder.parent, {folder.name: content}
             experiments = {folder.name: _validate(Experiment, content)}
+        _check_names(experiments)
         for name, experiment in experiments.items():
-            _check_name(name)
             if experiment.input_ds.raw_input is None:
                 raise UnknownNameError(f"{name}: 'input_ds.raw_input' is lacking: the list of the files to read")
     return Parameters(path, experiments_dir, {name: _as_dict(value) for name, value in experiments.items()}, given)
@@ -123,6 +124,29 @@ def load_search(path: Path) -> dict[str, Any]:
         _validate(SearchFile, content)
         _check_search_space(content["search_space"], Experiment, ("search_space",))
     return content
+
+
+def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return one full parameter file with the experiments of several, relative to the folder that they share.
+
+    Args:
+        paths: full parameter files, or those in experiments' folders.
+
+    Raises:
+        InvalidInputError: if an experiment is given twice, or as for `load_parameters`.
+    """
+    given: dict[Path, dict[str, Any]] = {}
+    for path in paths:
+        parameters = load_parameters(path)
+        for name, experiment in parameters.given.items():
+            folder = parameters.folder(name).absolute()
+            if folder in given:
+                raise InvalidInputError(f"{path}: experiment {folder} is given twice")
+            given[folder] = experiment
+    common = Path(os.path.commonpath([folder.parent for folder in given]))
+    shared = common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
+    experiments = {folder.relative_to(common).as_posix(): experiment for folder, experiment in given.items()}
+    return {"exp_param": {"experiments_dir": str(shared)}, "experiments": experiments}
 
 
 def schema() -> dict[str, Any]:
@@ -199,12 +223,19 @@ def _finite_number(text: str) -> float:
     return number
 
 
-def _check_name(name: str) -> None:
-    unfit = not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name) or len(name.encode()) > 200
-    if unfit or name == "discern.log":
-        raise InvalidInputError(
-            f"experiments: expected names fit for a folder (no '/', no leading '.', at most 200 bytes), got {name!r}"
-        )
+def _check_names(names: Collection[str]) -> None:
+    for name in names:
+        for part in name.split("/"):
+            unfit = (
+                not part or part.startswith(".") or re.search(r"[\\\x00-\x1f\x7f]", part) or len(part.encode()) > 200
+            )
+            if unfit or name == "discern.log":
+                raise InvalidInputError(
+                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {name!r}"
+                )
+        for other in names:
+            if other.startswith(f"{name}/"):
+                raise InvalidInputError(f"experiments: {other!r} lies in the folder of {name!r}: rename one of them")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -16,8 +17,9 @@ _T = TypeVar("_T")
 
 
 def shows_bars() -> bool:
-    """Whether a person watches: stderr is a terminal and messages of level INFO are wanted."""
-    return sys.stderr.isatty() and logging.getLogger("discern").isEnabledFor(logging.INFO)
+    """Whether a person watches: the main process, with a terminal, and messages of level INFO are wanted."""
+    is_child = multiprocessing.parent_process() is not None
+    return not is_child and sys.stderr.isatty() and _LOGGER.isEnabledFor(logging.INFO)
 
 
 @contextlib.contextmanager

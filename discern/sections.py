@@ -21,10 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from discern.errors import InvalidInputError, UnknownNameError, UserError, nearest
+from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, UserError, nearest
 from discern.names import KNOWN, look_up, names_of
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
+_NORMS = ("layernorm", "batchnorm", "conditionallayernorm", "conditionalbatchnorm")
 _OUTPUT_FUNCTIONS = ("softmax", "LSN", "sigsoftmax")
 _LOSSES = {name.rpartition(".")[2]: name for name in reversed(names_of("loss"))}
 _ACTIVATIONS = {known.attribute: name for name, known in KNOWN.items() if known.module == "keras.activations"}
@@ -141,10 +142,17 @@ def _loss(name: str) -> str:
     return name
 
 
+def _norm(name: str) -> str:
+    if name not in _NORMS:
+        raise Refused(f"norm_type {name!r} is not one of {', '.join(_NORMS)}{nearest(name, _NORMS)}", UnsupportedError)
+    return name
+
+
 def _kind(kind: str) -> Any:
     return Annotated[str, AfterValidator(lambda name: _named(name, kind))]
 
 
+Norm = Annotated[str, AfterValidator(_norm)]
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -253,7 +261,7 @@ class Side(Section):
     """Encoder or decoder."""
 
     layers: Layers | None = None
-    norm_type: list[str] | None = None
+    norm_type: list[Norm] | None = None
     regularization: Dropout | None = None
     conditional_regularization: Regularizer | None = None
 
@@ -284,7 +292,7 @@ class Model(Section):
     encoder: Side = Side()
     decoder: Side = Side()
     layers: Layers | None = None
-    norm_type: list[str] | None = None
+    norm_type: list[Norm] | None = None
     regularization: Dropout | None = None
     conditional_regularization: Regularizer | None = None
     reconstruction_loss: ReconstructionLoss = ReconstructionLoss.model_validate({"name": "HuberLoss", "delta": 9.0})

@@ -1,0 +1,19 @@
+"""Entry points of the scripts `discern` and `merge_parameter`; `python -m discern` is the former."""
+
+from __future__ import annotations
+
+from discern import cli
+
+
+def main() -> None:
+    """Run `discern`."""
+    cli.cli(prog_name="discern")
+
+
+def merge_parameter() -> None:
+    """Run `merge_parameter`."""
+    cli.merge_parameter(prog_name="merge_parameter")
+
+
+if __name__ == "__main__":
+    main()

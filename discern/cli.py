@@ -1,0 +1,334 @@
+"""The command line. Commands parse, validate and call one function each; what they work with is imported inside."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from discern import __version__, logs
+from discern.errors import InvalidInputError, MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from discern.config import Parameters
+
+_LOGGER = logging.getLogger("discern")
+
+_FAILURE, _USER_MISTAKE, _INTERRUPTED = 1, 2, 130
+
+
+@dataclass
+class _Settings:
+    """What holds for all commands; given before or after the command's name."""
+
+    verbose: int = 0
+    quiet: bool = False
+    debug: bool = False
+    log: Path | None = None
+
+
+class _OneLineErrors(click.Command):
+    """Shows every error in one line; mistakes of the user exit with 2, faults of the program with 1."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            hint = f" (see `{context.command_path} --help`)" if context else ""
+            click.echo(f"error: {error.format_message()}{hint}", err=True)
+            code = error.exit_code
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            code = _INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        settings = ctx.ensure_object(_Settings)
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            _LOGGER.error("interrupted")
+            return _INTERRUPTED
+        except Exception as error:  # noqa: BLE001 (the last place where it can be told)
+            return _tell(error, settings)
+
+
+class _Command(click.Command):
+    """Sets up the messages once all options are known, wherever they stood."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        settings = ctx.find_root().ensure_object(_Settings)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if settings.debug else "2")
+        logs.configure(-1 if settings.quiet else max(settings.verbose, int(settings.debug)), settings.debug)
+        return super().invoke(ctx)
+
+
+class _Group(_OneLineErrors, click.Group):
+    command_class = _Command
+
+
+class _Script(_OneLineErrors, _Command):
+    pass
+
+
+def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+    settings = context.find_root().ensure_object(_Settings)
+    if value:
+        setattr(settings, str(option.name), value + getattr(settings, str(option.name)))
+
+
+def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--debug",
+            is_flag=True,
+            callback=_set,
+            expose_value=False,
+            help="Show tracebacks; in train and project, run the first experiment only.",
+        ),
+        click.option("--quiet", is_flag=True, callback=_set, expose_value=False, help="Show warnings and errors only."),
+        click.option(
+            "-v", "--verbose", count=True, callback=_set, expose_value=False, help="Show more; twice: even more."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=click.Path(path_type=Path))
+
+
+@click.group(
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+@_everywhere
+@click.version_option(__version__, prog_name="discern")
+def cli() -> None:
+    """Reconstruct single-cell gene expression of low-quality batches.
+
+    The usual order is `discern process`, `discern train` and `discern project`, all with the same parameter file.
+    `discern demo` does all of it with cells that ship with the program.
+    """
+    logs.configure()
+
+
+@cli.command()
+@_parameters_file
+@click.option("--force", is_flag=True, help="Replace experiments that have been processed before.")
+@click.option("--copy-original", is_flag=True, help="Copy the raw files to original_data/.")
+@click.option("--without-tfrecords", is_flag=True, help="Do not write TF_records/.")
+@_everywhere
+def process(parameters: Path, force: bool, copy_original: bool, without_tfrecords: bool) -> int:
+    """Preprocess the raw data of each experiment."""
+    loaded = _load(parameters)
+    from discern import experiments
+
+    for name in loaded.experiments:
+        experiments.check_inputs(loaded, name)
+    loaded.experiments_dir.mkdir(parents=True, exist_ok=True)
+    _log_to(loaded.experiments_dir)
+    results = experiments.process(
+        loaded,
+        force=force,
+        copy_original=copy_original,
+        with_tfrecords=not without_tfrecords,
+        ask=_ask if sys.stdin.isatty() else None,
+    )
+    return _close(results, f"discern train {parameters}")
+
+
+cli.add_command(process, "preprocess")
+
+
+@cli.command()
+@_parameters_file
+@_everywhere
+def train(parameters: Path) -> int:
+    """Train the model of each experiment, or go on training it."""
+    loaded = _load(parameters)
+    _log_to(loaded.experiments_dir)
+    from discern.estimators.run_exp import DISCERNRunner, run_train
+
+    results = DISCERNRunner(debug=_debug())(func=run_train, parameters=loaded, kwargs={})
+    return _close(results, f"discern project {parameters} --metadata batch:NAME")
+
+
+@cli.command()
+@_parameters_file
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="COLUMN:VALUE",
+    help="Decode as the mean cell with this value in an obs column; COLUMN: as the mean of the own group. Repeatable.",
+)
+@click.option("--all-batches", is_flag=True, help="The same as --metadata batch:B for each batch B.")
+@click.option(
+    "--filename",
+    type=click.Path(path_type=Path),
+    metavar="H5AD",
+    help="Processed cells to project in place of the experiment's own.",
+)
+@click.option("--store-sigmas", is_flag=True, help="Store the standard deviations of the latent codes as well.")
+@_everywhere
+def project(
+    parameters: Path, metadata: tuple[str, ...], all_batches: bool, filename: Path | None, store_sigmas: bool
+) -> int:
+    """Reconstruct the cells of each experiment with its trained model."""
+    targets = [_target(text) for text in metadata]
+    loaded = _load(parameters)
+    if filename is not None:
+        _check_file(filename)
+    _log_to(loaded.experiments_dir)
+    from discern.estimators.run_exp import DISCERNRunner, run_projection
+
+    kwargs = {"metadata": targets, "infile": filename, "all_batches": all_batches, "store_sigmas": store_sigmas}
+    results = DISCERNRunner(debug=_debug())(func=run_projection, parameters=loaded, kwargs=kwargs)
+    return _close(results, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
+
+
+@cli.command()
+@_parameters_file
+@click.option(
+    "--filename",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Raw file of the new cells. Repeatable.",
+)
+@click.option("--freeze", is_flag=True, help="Train only the layers whose shapes changed.")
+@click.option("--fill-missing-genes", is_flag=True, help="Take genes that the new cells lack as zero.")
+@_everywhere
+def onlinetraining(parameters: Path, filename: tuple[Path, ...], freeze: bool, fill_missing_genes: bool) -> int:
+    """Train a trained model on new cells."""
+    loaded = _load(parameters)
+    for file in filename:
+        _check_file(file)
+    _log_to(loaded.experiments_dir)
+    from discern.online_learning import OnlineDISCERNRunner, online_training
+
+    kwargs = {"filename": filename, "freeze": freeze, "fill_missing_genes": fill_missing_genes}
+    results = OnlineDISCERNRunner(debug=_debug(), gpus=None)(func=online_training, parameters=loaded, kwargs=kwargs)
+    return _close(results, f"discern project {parameters} --metadata batch:NAME")
+
+
+@cli.command()
+@_parameters_file
+@click.option("--resume", is_flag=True, help="Go on with the newest search of each experiment.")
+@_everywhere
+def optimize(parameters: Path, resume: bool) -> int:
+    """Search for better hyperparameters."""
+    loaded = _load(parameters)
+    _log_to(loaded.experiments_dir)
+    from discern import hyperparameter_search
+
+    found = hyperparameter_search.optimize(loaded, resume=resume)
+    return _close(dict(zip(loaded.experiments, found, strict=True)), f"discern train {found[0]}")
+
+
+@cli.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="discern-demo",
+    show_default=True,
+    help="Folder for all that is written.",
+)
+@_everywhere
+def demo(output: Path) -> None:
+    """Process, train and project the shipped cells, and compare the result with real ones."""
+    from discern.demo import run_demo
+
+    output.mkdir(parents=True, exist_ok=True)
+    _log_to(output)
+    click.echo(run_demo(output))
+
+
+@cli.command()
+@_everywhere
+def schema() -> None:
+    """Print the JSON Schema of PARAMETERS.json, for editors."""
+    from discern import config
+
+    click.echo(json.dumps(config.schema(), indent=2))
+
+
+@click.command(cls=_Script)
+@click.argument("files", metavar="A.json B.json ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def merge_parameter(files: tuple[Path, ...]) -> None:
+    """Print one parameter file with the experiments of all files."""
+    from discern import config
+
+    click.echo(json.dumps(config.merge_parameters(files), indent=4))
+
+
+def _load(parameters: Path) -> Parameters:
+    from discern import config
+
+    return config.load_parameters(parameters)
+
+
+def _log_to(folder: Path) -> None:
+    """Append all messages to `discern.log` in a folder until the command ends."""
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; `discern process` makes it")
+    root = click.get_current_context().find_root()
+    root.ensure_object(_Settings).log = folder / "discern.log"
+    root.with_resource(logs.to_file(folder / "discern.log"))
+    _LOGGER.debug("discern %s: %s", __version__, " ".join(sys.argv))
+
+
+def _debug() -> bool:
+    return click.get_current_context().find_root().ensure_object(_Settings).debug
+
+
+def _ask(question: str) -> bool:
+    return click.confirm(question, err=True)
+
+
+def _target(text: str) -> tuple[str, str]:
+    column, colon, value = text.partition(":")
+    if not colon or not column:
+        raise InvalidInputError(f"--metadata: expected COLUMN:VALUE or COLUMN:, got {text!r}")
+    return column, value
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise MissingFileError(f"--filename: {path}: no such file")
+
+
+def _close(results: Mapping[str, Path | list[Path] | Exception], following: str) -> int:
+    """Say what was written and what comes next, or what went wrong; returns the exit code."""
+    settings = click.get_current_context().find_root().ensure_object(_Settings)
+    codes = {_tell(error, settings, f"{name}: ") for name, error in results.items() if isinstance(error, Exception)}
+    written = {name: result for name, result in results.items() if not isinstance(result, Exception)}
+    for name, paths in written.items():
+        _LOGGER.info("%s: wrote %s", name, ", ".join(map(str, paths if isinstance(paths, list) else [paths])))
+    if written:
+        _LOGGER.info("next: %s", following)
+    return min(codes, default=0)
+
+
+def _tell(error: Exception, settings: _Settings, subject: str = "") -> int:
+    """Report an exception and return the exit code for it."""
+    if isinstance(error, UserError):
+        _LOGGER.error("%s%s", subject, error, exc_info=error if settings.debug else None)
+        return _USER_MISTAKE
+    more = f"the traceback is in {settings.log}" if settings.log else "--debug shows the traceback"
+    _LOGGER.error("%s%s: %s; %s", subject, type(error).__name__, error, more, exc_info=error)
+    return _FAILURE

@@ -1,0 +1,115 @@
+"""Where messages go: short ones to stderr, everything to a file, those of other processes to the same places."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.context import BaseContext
+    from pathlib import Path
+
+_ROOT = logging.getLogger()
+_WARNINGS = logging.getLogger("discern.warnings")
+
+
+class _Terminal(logging.Handler):
+    """Write one line a message to what `sys.stderr` is at that moment (progress bars and tests replace it)."""
+
+    def __init__(self, level: int, tracebacks: bool):
+        super().__init__(level)
+        self.tracebacks = tracebacks
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = prefix + " ".join(record.getMessage().split("\n"))
+        if self.tracebacks and record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
+            print(text, file=sys.stderr, flush=True)
+
+
+class _Dispatch(logging.Handler):
+    """Hand a record that came from another process to its logger here."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger(record.name).handle(record)
+
+
+def configure(verbosity: int = 0, debug: bool = False) -> None:
+    """Send messages to stderr.
+
+    Args:
+        verbosity: -1: warnings and errors only; 0: also what DISCERN does; 1: with details; 2: other libraries as well.
+        debug: show the traceback of errors.
+    """
+    for handler in [*_ROOT.handlers]:
+        if isinstance(handler, _Terminal):
+            _ROOT.removeHandler(handler)
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    _ROOT.addHandler(_Terminal(level, tracebacks=debug))
+    _ROOT.setLevel(logging.INFO if verbosity >= 2 else logging.WARNING)
+    logging.getLogger("discern").setLevel(logging.DEBUG)
+    logging.getLogger("discern.progress").setLevel(level)
+    warnings.showwarning = _show_warning
+    warnings.filterwarnings("default", category=DeprecationWarning, module=r"discern\b")
+
+
+@contextlib.contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Append all messages, with time, process and tracebacks, to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    _ROOT.addHandler(handler)
+    try:
+        yield
+    finally:
+        _ROOT.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def collecting(context: BaseContext) -> Iterator[Any]:
+    """Show here what other processes log.
+
+    Yields:
+        The queue to give to `forward` in each of them, as in
+        `ProcessPoolExecutor(initializer=forward, initargs=(queue, label))`.
+    """
+    queue = context.Queue()
+    listener = logging.handlers.QueueListener(queue, _Dispatch())
+    listener.start()
+    try:
+        yield queue
+    finally:
+        listener.stop()
+        queue.close()
+
+
+def forward(queue: Any, label: str) -> None:
+    """Send all messages and warnings of this process, headed by `label`, to the one that made the queue."""
+    handler = logging.handlers.QueueHandler(queue)
+    handler.setFormatter(logging.Formatter(f"{label.replace('%', '%%')}: %(message)s"))
+    _ROOT.handlers[:] = [handler]
+    logging.getLogger("discern").setLevel(logging.DEBUG)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    ours = "/discern/" in filename.replace("\\", "/") and issubclass(category, UserWarning | DeprecationWarning)
+    if ours:
+        _WARNINGS.warning("%s", message)
+    else:
+        _WARNINGS.debug("%s:%d: %s: %s", filename, lineno, category.__name__, message)
