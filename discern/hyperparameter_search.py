@@ -1,0 +1,255 @@
+"""Hyperparameter search with Ray Tune: `discern optimize PARAMETERS.json`.
+
+A search file names Ray's scheduler and searcher, the space, and where Ray runs; a trial trains a network and judges the
+cells that it generates (`discern.search_trial`). Everything that Ray writes goes to the experiment's folder, from where
+an interrupted search goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern import search_report
+from discern.config import canonical_experiment, load_search
+from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
+from discern.files import locked, replacing
+from discern.search_space import (
+    example,
+    known_arguments,
+    plan,
+    read_space,
+    with_values,
+    without_unknown_loss_arguments,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from discern.config import Parameters
+
+_LOGGER = logging.getLogger(__name__)
+
+_INPUTS = "search.json"  # in Ray's folder: what the search was started with, for --resume
+_OWN_STORE = 256 * 2**20  # bytes; a trial passes a few figures, so Ray's default (30 % of the memory) is not needed
+
+# Arguments of ray.init that are not in its signature.
+_HIDDEN = ("_redis_password", "_redis_username", "_node_ip_address", "_temp_dir", "_system_config", "_memory")
+_RENAMED = {"redis_password": "_redis_password", "temp_dir": "_temp_dir", "memory": "_memory"}
+
+
+def optimize(parameters: Parameters, resume: bool = False) -> list[Path]:
+    """Search for good hyperparameters of each experiment of a parameter file.
+
+    Ray runs where `setup` of the search file says, or in processes of this one where there is no address; a Ray that is
+    connected already is used as it is. The results (see `search_report.write_report`) and what Ray needs to go on after
+    an interruption are written into the experiment's folder.
+
+    Args:
+        parameters: the experiments, processed. `hyperparameter_search` names the search file; where there is none by
+            that name (any more), its copy in the experiment's folder is taken.
+        resume: go on with the newest search of each experiment rather than starting one.
+
+    Returns:
+        For each experiment `best_parameters.json`, which `discern train` takes.
+
+    Raises:
+        UnsupportedError: if Ray or a search library is not installed.
+        MissingFileError: if the data, the search file, the search to resume or Ray's head node is not there.
+        InvalidInputError: if the search file does not fit the experiment, or no trial gave a model.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UnsupportedError("a hyperparameter search needs Ray, which is not installed: pip install 'discern[tune]'")
+    written = []
+    for name in parameters.experiments:
+        folder = parameters.folder(name)
+        if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
+            raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
+        with locked(folder):
+            written.append(_optimize(parameters, name, resume))
+    return written
+
+
+def _optimize(parameters: Parameters, name: str, resume: bool, trainable: Any = None) -> Path:
+    folder = parameters.folder(name).absolute()
+    if resume:
+        run = _newest_run(folder)
+        inputs = json.loads((run / _INPUTS).read_text())
+        search, experiment = inputs["search"], inputs["experiment"]
+    else:
+        search, experiment = load_search(_search_file(parameters, name)), parameters.experiments[name]
+        run = (
+            folder / f"{search.get('train_spec', {}).get('name', 'Ray_Optimization')}_{time.strftime('%Y%m%d-%H%M%S')}"
+        )
+    leaves = without_unknown_loss_arguments(read_space(search["search_space"]), experiment)
+    if not leaves:
+        raise InvalidInputError("search_space: nothing is left to search")
+    planned = plan(search, leaves)
+    canonical_experiment(with_values(experiment, example(leaves)))
+    if not resume:
+        with replacing(run / _INPUTS) as partial:
+            partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
+    analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
+    with _ray(search.get("setup", {})):
+        results = _tuner(run, search, experiment, planned, analysis, resume, trainable).fit()
+        outcomes = [search_report.outcome(result) for result in results]
+    unfinished = sum(trial.status == "unfinished" for trial in outcomes)
+    if unfinished:
+        _LOGGER.warning("%d trials are unfinished: `discern optimize --resume` goes on with them", unfinished)
+    path = search_report.write_report(folder, experiment, parameters.experiments_dir, outcomes, **analysis)
+    _LOGGER.info("train it: discern train %s", parameters.folder(name) / path.name)
+    return parameters.folder(name) / path.name
+
+
+def _search_file(parameters: Parameters, name: str) -> Path:
+    folder = parameters.folder(name)
+    given = parameters.experiments[name].get("hyperparameter_search")
+    candidates = [Path(given), folder / Path(given).name] if given else []
+    for path in (*candidates, folder / "hyperparameter_search.json"):
+        if path.is_file():
+            return path
+    raise MissingFileError(
+        f"{name}: there is no search file {given or folder / 'hyperparameter_search.json'}; "
+        "`hyperparameter_search` of the experiment names it"
+    )
+
+
+def _newest_run(folder: Path) -> Path:
+    from ray import tune
+
+    runs = sorted(path.parent for path in folder.glob(f"*/{_INPUTS}"))
+    started = [run for run in runs if tune.Tuner.can_restore(str(run))]
+    if not started:
+        raise MissingFileError(f"{folder}: there is no search to resume; start one without --resume")
+    return max(started, key=lambda run: run.stat().st_mtime)
+
+
+def _tuner(
+    run: Path,
+    search: Mapping[str, Any],
+    experiment: Mapping[str, Any],
+    planned: Any,
+    analysis: Mapping[str, str],
+    resume: bool,
+    trainable: Any,
+) -> Any:
+    from ray import tune
+
+    from discern.search_trial import RemoveModels, Trial
+
+    spec = search.get("train_spec", {})
+    cpus, gpus = _resources(spec.get("resources_per_trial", {}))
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            trainable or Trial,
+            folder=str(run.parent),
+            experiment=dict(experiment),
+            cpus=max(1, int(cpus)),
+            gpu=gpus > 0,
+            **spec.get("config", {}),
+        ),
+        {"cpu": cpus, "gpu": gpus},
+    )
+    if resume:
+        return tune.Tuner.restore(
+            str(run), trainable, resume_unfinished=True, resume_errored=True, param_space=planned.param_space
+        )
+    ends = {"reached_max_step": True, "early_stopped": True, "diverged": True}
+    return tune.Tuner(
+        trainable,
+        param_space=planned.param_space,
+        tune_config=tune.TuneConfig(
+            search_alg=planned.searcher,
+            scheduler=planned.scheduler,
+            num_samples=spec.get("num_samples", 500),
+            max_concurrent_trials=planned.max_concurrent,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=run.name,
+            storage_path=str(run.parent),
+            stop=ends | spec.get("stop", {}),
+            failure_config=tune.FailureConfig(max_failures=spec.get("max_failures", 10)),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=spec.get("checkpoint_at_end", False)
+            ),
+            callbacks=[RemoveModels(**analysis)],
+            verbose=1 if _LOGGER.isEnabledFor(logging.INFO) else 0,
+        ),
+    )
+
+
+def _resources(wanted: Mapping[str, float]) -> tuple[float, float]:
+    """Return the CPUs and GPUs of a trial: what the file asks for, within what the largest node has.
+
+    `extra_cpu` and `extra_gpu` were for processes that a trial starts itself; today they are part of the trial's.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    unknown = set(wanted) - {"cpu", "gpu", "extra_cpu", "extra_gpu"}
+    if unknown:
+        warnings.warn(f"resources_per_trial: {', '.join(sorted(unknown))} left out", stacklevel=2)
+    found = []
+    for key, default in (("cpu", 1), ("gpu", 0)):
+        amount = wanted.get(key, default) + wanted.get(f"extra_{key}", 0)
+        most = max((node.get(key.upper(), 0) for node in nodes), default=0)
+        if amount > most:
+            warnings.warn(
+                f"resources_per_trial asks for {amount:g} {key.upper()}s, no node of the cluster has more than {most:g}, "
+                "which is used",
+                stacklevel=2,
+            )
+        found.append(min(amount, most))
+    return found[0], found[1]
+
+
+@contextlib.contextmanager
+def _ray(setup: Mapping[str, Any]) -> Iterator[None]:
+    """Connect to Ray, or start it in processes of this one where there is no address, and leave it again."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    arguments = {_RENAMED.get(key, key): value for key, value in setup.items()}
+    hidden = {key: arguments.pop(key) for key in _HIDDEN if key in arguments}
+    arguments = known_arguments(ray.init, arguments, "setup") | hidden
+    if isinstance(level := arguments.get("logging_level"), str):
+        arguments["logging_level"] = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    address = arguments.get("address")
+    if address in (None, "local"):
+        arguments = {"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments
+    else:
+        _check_reachable(address)
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InvalidInputError(f"setup: Ray cannot be {'reached' if address else 'started'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask at once, with a message that helps; Ray itself would wait half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise MissingFileError(
+            f"setup.address: no Ray head node answers at {address} ({error}): start one with "
+            f"`ray start --head --port {port}`, or leave the address out to search on this machine alone"
+        ) from error
