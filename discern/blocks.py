@@ -128,7 +128,9 @@ def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
         yield rest
 
 
-def read_cells(path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None) -> ad.AnnData:
+def read_cells(
+    path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None, budget: int | None = None
+) -> ad.AnnData:
     """Read an `.h5ad` file or a `.zarr` folder; X becomes CSR in memory if it fits, else a dask array of CSR blocks.
 
     Layers, `raw` and pairwise annotations are left out.
@@ -136,6 +138,7 @@ def read_cells(path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = No
     Args:
         path: the file or folder.
         undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
+        budget: bytes that X may take in memory, by default `memory_budget()`.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -156,7 +159,8 @@ def read_cells(path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = No
         if "X" not in group:
             raise InvalidInputError(f"{path}: expected a matrix X, found only {sorted(group)}")
         adata = ad.AnnData(**parts)
-        adata.X = _read_matrix(group["X"], undo(adata) if undo else None)
+        budget = memory_budget() if budget is None else budget
+        adata.X = _read_matrix(group["X"], undo(adata) if undo else None, budget)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -167,12 +171,12 @@ def read_cells(path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = No
     return adata
 
 
-def _read_matrix(elem: Any, undo: Undo | None) -> Matrix:
+def _read_matrix(elem: Any, undo: Undo | None, budget: int) -> Matrix:
     encoding = elem.attrs.get("encoding-type", "array")
     if encoding in ("csr_matrix", "csc_matrix"):
         shape = tuple(elem.attrs["shape"])
         nbytes = _csr_nbytes(shape, elem["data"].shape[0], np.dtype(np.float32))
-        if nbytes <= memory_budget():
+        if nbytes <= budget:
             return read_elem(elem).tocsr()
         if encoding == "csc_matrix":
             raise InvalidInputError(
@@ -186,7 +190,7 @@ def _read_matrix(elem: Any, undo: Undo | None) -> Matrix:
     for start in range(0, elem.shape[0], rows):
         block = elem[start : start + rows]
         blocks.append(as_csr(undo(block) if undo else block, None))
-        if sum(block.data.nbytes + block.indices.nbytes for block in blocks) > memory_budget() / 2:
+        if sum(block.data.nbytes + block.indices.nbytes for block in blocks) > budget / 2:
             break
     else:
         return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=np.float32)

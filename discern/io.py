@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from scipy import sparse
 
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
+from discern.files import remove
 from discern.functions import parse_mean_var
+from discern.tfrecords import (
+    SPLITS,
+    Batches,
+    TFRecordsWriter,
+    current_records,
+    parse_tfrecords,
+    serialise,
+    stream,
+    write_records,
+)
 from discern.writing import generate_h5ad, write_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import tensorflow as tf
+    from collections.abc import Iterator, Mapping
 
     from discern.blocks import Undo
 
 __all__ = [
     "DISCERNData",
+    "TFRecordsWriter",
     "estimate_csr_nbytes",
     "generate_h5ad",
     "iter_blocks",
+    "make_dataset_from_anndata",
     "np_one_hot",
+    "parse_tfrecords",
     "write_blocks",
 ]
 
@@ -131,6 +146,7 @@ class DISCERNData(ad.AnnData):
         if not processed.exists():
             raise MissingFileError(f"{processed}: no such file; run `discern process` first")
         data = cls.read_h5ad(processed, batch_size=batch_size, cachefile=cachefile)
+        data._tfrecords = Path(folder) / "TF_records"
         return data
 
     @property
@@ -172,40 +188,100 @@ class DISCERNData(ad.AnnData):
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
-        split = self.obs["split"].to_numpy()
-        labels = np_one_hot(self.obs["batch"].array)
-        return self._batches(split == "train", labels, self._seed), self._batches(split == "valid", labels, None)
+        batches = Batches(*self.scaling, n_labels=len(self.obs["batch"].cat.categories))
+        seeds = {"training": self._seed, "validate": None}
+        if is_lazy(self.X):
+            files = self._records()
+            counts = {split: int((self.obs["split"] == SPLITS[split]).sum()) for split in SPLITS}
+            train, valid = (
+                stream(files[split], counts[split], self.batch_size, batches, seed) for split, seed in seeds.items()
+            )
+        else:
+            codes = self.obs["batch"].cat.codes.to_numpy(dtype=np.int32)
+            train, valid = (
+                _from_memory(
+                    self.X,
+                    codes,
+                    np.flatnonzero(self.obs["split"] == SPLITS[split]),
+                    self.batch_size,
+                    batches,
+                    seed,
+                    drop_remainder=True,
+                )
+                for split, seed in seeds.items()
+            )
+        return train, valid
 
-    def _batches(self, chosen: np.ndarray, labels: np.ndarray, seed: int | None) -> tf.data.Dataset:
-        import tensorflow as tf
+    def _records(self) -> dict[str, list[Path]]:
+        """Return the record files of these cells, which are written first if there are none yet."""
+        if self._tfrecords is not None and (files := current_records(self._tfrecords, self)):
+            return files
+        if self._cachefile is None:
+            self._cachefile = Path(tempfile.mkdtemp(prefix="discern-"))
+            weakref.finalize(self, remove, self._cachefile)
+        folder = self._cachefile / "TF_records"
+        if not (files := current_records(folder, self)):
+            _LOGGER.info("These cells do not fit into memory and have no record files to stream: writing %s", folder)
+            write_records(self, folder, seed=self._seed)
+            files = current_records(folder, self)
+        if not files:
+            raise InvalidInputError(f"{folder}: the record files cannot be read back")
+        return files
 
-        X, n_genes, n_labels = self.X, self.n_vars, labels.shape[1]
-        mean, std = self.scaling
-        zeros = (0 - mean) / std
 
-        def standardised(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            block = X[cells]
-            dense = np.empty(block.shape, dtype=np.float32)
-            dense[:] = zeros
-            rows = np.repeat(np.arange(len(cells)), np.diff(block.indptr))
-            dense[rows, block.indices] = (block.data - mean[block.indices]) / std[block.indices]
-            return dense, labels[cells]
+def _from_memory(
+    X: sparse.csr_matrix,
+    codes: np.ndarray,
+    cells: np.ndarray,
+    batch_size: int,
+    batches: Batches,
+    seed: int | None,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    """Return the batches of some cells of a matrix in memory; with a seed, in another order each epoch."""
 
-        def batch(cells: tf.Tensor) -> Any:
-            counts, label = tf.numpy_function(standardised, [cells], [tf.float32, tf.float32])
-            counts.set_shape((self.batch_size, n_genes))
-            label.set_shape((self.batch_size, n_labels))
-            return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
+    def gather(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = X[numbers]
+        return np.diff(rows.indptr).astype(np.int32), rows.indices.astype(np.int32), rows.data, codes[numbers]
 
-        cells = np.flatnonzero(chosen)
-        dataset = tf.data.Dataset.from_tensor_slices(cells)
-        if seed is not None and len(cells):
-            dataset = dataset.shuffle(len(cells), seed=seed)
-        return (
-            dataset.batch(self.batch_size, drop_remainder=True)
-            .map(batch, num_parallel_calls=2, deterministic=True)
-            .prefetch(2)
-        )
+    def batch(numbers: tf.Tensor) -> Any:
+        parts = tf.numpy_function(gather, [numbers], [tf.int32, tf.int32, tf.float32, tf.int32])
+        for part, length in zip(parts, (numbers.shape[0], None, None, numbers.shape[0]), strict=True):
+            part.set_shape((length,))
+        return batches(*parts)
+
+    dataset = tf.data.Dataset.from_tensor_slices(cells)
+    if seed is not None and len(cells):
+        dataset = dataset.shuffle(len(cells), seed=seed)
+    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    return dataset.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> tf.data.Dataset:
+    """Return processed cells one by one, in their order.
+
+    Args:
+        adata: the cells, X sparse and log-normalised, obs `batch` categorical.
+        for_tfrecord: whether to give what `TFRecordsWriter.write_dataset` writes.
+
+    Returns:
+        Elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell each,
+        standardised as `uns["fixed_scaling"]` says; or serialised cells.
+    """
+    codes = adata.obs["batch"].cat.codes.to_numpy(dtype=np.int32)
+    if for_tfrecord:
+
+        def records() -> Iterator[bytes]:
+            for rows, block in iter_blocks(adata.X):
+                yield from serialise(block, codes[rows])
+
+        dataset = tf.data.Dataset.from_generator(records, output_signature=tf.TensorSpec((), tf.string))
+        return dataset.apply(tf.data.experimental.assert_cardinality(adata.n_obs))
+    scaling = parse_mean_var(adata.var, adata.uns.get("fixed_scaling"))
+    batches = Batches(*scaling, n_labels=len(adata.obs["batch"].cat.categories))
+    X = adata.X if sparse.issparse(adata.X) else as_csr(adata.X)
+    cells = np.arange(adata.n_obs)
+    return _from_memory(X.tocsr(), codes, cells, 64, batches, seed=None, drop_remainder=False).unbatch()
 
 
 def _undo_standardising(adata: ad.AnnData) -> Undo | None:
