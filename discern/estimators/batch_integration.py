@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from anndata.io import read_elem
 
 from discern import progress
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, UserError
 from discern.estimators import losses, utilities_wae, weights
 from discern.estimators.callbacks import Checkpoint, VisualisationCallback
-from discern.functions import get_function_by_name, sample_counts
+from discern.functions import get_function_by_name, parse_mean_var, sample_counts
 from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
 from discern.projection import file_name, target_labels
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike
-    from scipy import sparse
+
+    from discern.blocks import Matrix
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -92,12 +95,10 @@ class DISCERN:
     ) -> None:
         norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
-        self.encoder_config = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4} | dict(
-            encoder or {}
-        )
-        self.decoder_config = {"layers": [256, 512, 1024], "norm_type": norms, "regularization": 0.0} | dict(
-            decoder or {}
-        )
+        block = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4}
+        self.encoder_config: dict[str, Any] = block | dict(encoder or {})
+        block = {"layers": [256, 512, 1024], "norm_type": norms, "regularization": 0.0}
+        self.decoder_config: dict[str, Any] = block | dict(decoder or {})
         self.activation_fn = activation_fn
         self.output_fn = output_fn
         self.reconstruction_loss = dict(reconstruction_loss or {"name": "HuberLoss", "delta": 9.0})
@@ -394,9 +395,36 @@ class DISCERN:
             InvalidInputError: If the file is damaged or does not fit the parameters.
         """
         weights.restore(self, Path(directory))
+        if self.scaling is None:
+            self._adopt_processed(Path(directory))
+
+    def _adopt_processed(self, directory: Path) -> None:
+        """Take scaling, genes and batches from the processed data beside a model that does not hold them."""
+        for folder in (directory, directory.parent):
+            processed = folder / "processed_data" / "concatenated_data.h5ad"
+            if processed.is_file():
+                break
+        else:
+            _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
+            return
+        with h5py.File(processed) as file:
+            var, uns = read_elem(file["var"]), read_elem(file["uns"])
+        names = uns["DISCERN"]["batch_key"]
+        self._adopt(
+            parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), [names[i] for i in sorted(names, key=int)]
+        )
+
+    def _adopt(self, scaling: tuple[np.ndarray, np.ndarray], genes: list[str], batches: list[str]) -> None:
+        """Give a model its scaling and names; the losses depend on the scaling, the optimiser keeps its state."""
+        self._check_fits(genes, batches)
+        self.scaling, self.genes, self.batches = scaling, genes, batches
+        self._make_functions()
+        model = self._built()
+        if model.compiled:
+            self.compile(model.optimizer)
 
     def generate_latent_codes(
-        self, counts: ArrayLike | sparse.spmatrix, batch_labels: ArrayLike, batch_size: int
+        self, counts: Matrix, batch_labels: ArrayLike, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode cells.
 
@@ -462,13 +490,9 @@ class DISCERN:
             InvalidInputError: If it does not fit.
         """
         genes, batches = list(input_data.var_names), list(input_data.obs["batch"].cat.categories)
-        model = self._built()
         self._check_fits(genes, batches)
         if self.scaling is None:
-            self.scaling, self.genes, self.batches = input_data.scaling, genes, batches
-            self._make_functions()
-            if model.compiled:
-                self.compile(model.optimizer)  # the losses depend on the scaling; the optimiser keeps its state
+            self._adopt(input_data.scaling, genes, batches)
 
     def reconstruct(
         self, input_data: DISCERNData, column: str | None, column_value: str | None, store_sigmas: bool = False
