@@ -70,7 +70,7 @@ class WAERecipe:
         >>> recipe = WAERecipe({"filtering": {"min_genes": 400}}, input_files=lung_cell_lines().values())
         >>> recipe.filtering(min_genes=5000, min_cells=3)
         >>> recipe.sc_raw.shape, recipe.config["batch_key"]
-        ((386, 14907), {'0': 'celseq2', '1': 'dropseq'})
+        ((381, 15073), {'0': 'celseq2', '1': 'dropseq'})
     """
 
     def __init__(

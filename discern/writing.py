@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 _CHUNK_BYTES = 2**20
+_SMALLEST = {"f": np.dtype(np.float32), "u": np.dtype(np.uint8), "i": np.dtype(np.int8)}
 _FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
@@ -132,14 +133,14 @@ class _Sparse:
     """A matrix stored as CSR."""
 
     def __init__(self, name: str, n_genes: int, dtype: np.dtype, make: Callable[..., Any]):
-        self._name, self._n_genes = name, n_genes
+        self._name, self._n_genes, self._dtype = name, n_genes, dtype
         self._data = make(f"{name}/data", (), dtype)
         self._indices = make(f"{name}/indices", (), np.dtype(np.int32))
         self._indptr = [np.zeros(1, dtype=np.int64)]
         self._make = make
 
     def append(self, block: Any) -> None:
-        csr = as_csr(block)
+        csr = as_csr(block, self._dtype)
         self._data.append(csr.data)
         self._indices.append(csr.indices)
         self._indptr.append(csr.indptr[1:].astype(np.int64) + self._indptr[-1][-1])
@@ -169,7 +170,7 @@ def write_blocks(
         blocks: for consecutive blocks of cells, the rows of each matrix (n_cells of the block, n_genes), sparse or
             dense: key "X" and the names of layers. Each matrix is stored as CSR where this makes the first block
             smaller, else dense.
-        dtype: type of the stored values, np.float32 or np.float16. (CSR stays float32: scipy has no smaller one.)
+        dtype: type of the stored values, e.g. np.float16. (CSR stays float32 then: scipy has no smaller float.)
 
     Raises:
         InvalidInputError: if the suffix is another one, or the blocks differ in keys or have not the cells of `adata`.
@@ -210,7 +211,7 @@ def _write_matrices(
             for key, rows in block.items():
                 name = key if key == "X" else f"layers/{key}"
                 if estimate_csr_nbytes(rows) < rows.shape[0] * rows.shape[1] * dtype.itemsize:
-                    matrices[key] = _Sparse(name, adata.n_vars, np.dtype(np.float32), make)
+                    matrices[key] = _Sparse(name, adata.n_vars, np.promote_types(dtype, _SMALLEST[dtype.kind]), make)
                 else:
                     matrices[key] = _Dense(name, adata.n_vars, dtype, make)
         if block.keys() != matrices.keys():
