@@ -46,8 +46,8 @@ _HIDDEN = ("_redis_password", "_redis_username", "_node_ip_address", "_temp_dir"
 _RENAMED = {"redis_password": "_redis_password", "temp_dir": "_temp_dir", "memory": "_memory"}
 
 
-def optimize(parameters: Parameters, resume: bool = False) -> list[Path]:
-    """Search for good hyperparameters of each experiment of a parameter file.
+def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | Exception]:
+    """Search for good hyperparameters of each experiment of a parameter file, one experiment after the other.
 
     Ray runs where `setup` of the search file says, or in processes of this one where there is no address; a Ray that is
     connected already is used as it is. The results (see `search_report.write_report`) and what Ray needs to go on after
@@ -59,26 +59,33 @@ def optimize(parameters: Parameters, resume: bool = False) -> list[Path]:
         resume: go on with the newest search of each experiment rather than starting one.
 
     Returns:
-        For each experiment `best_parameters.json`, which `discern train` takes.
+        For each experiment `best_parameters.json`, which `discern train` takes, or the exception that ended its search:
+        a `UserError` where the data, the search file, the search to resume or Ray's head node is not there, where the
+        file does not fit the experiment, or where no trial gave a model.
 
     Raises:
-        UnsupportedError: if Ray or a search library is not installed.
-        MissingFileError: if the data, the search file, the search to resume or Ray's head node is not there.
-        InvalidInputError: if the search file does not fit the experiment, or no trial gave a model.
+        UnsupportedError: if Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("a hyperparameter search needs Ray, which is not installed: pip install 'discern[tune]'")
-    written = []
+    results: dict[str, Path | Exception] = {}
     for name in parameters.experiments:
-        folder = parameters.folder(name)
-        if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
-            raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
-        with locked(folder):
-            written.append(_optimize(parameters, name, resume))
-    return written
+        try:
+            results[name] = _optimize(parameters, name, resume)
+        except Exception as error:  # noqa: BLE001 (the caller gets it; the other experiments go on)
+            results[name] = error
+    return results
 
 
-def _optimize(parameters: Parameters, name: str, resume: bool, trainable: Any = None) -> Path:
+def _optimize(parameters: Parameters, name: str, resume: bool) -> Path:
+    folder = parameters.folder(name)
+    if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
+        raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
+    with locked(folder):
+        return _search(parameters, name, resume)
+
+
+def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     folder = parameters.folder(name).absolute()
     if resume:
         run = _newest_run(folder)
@@ -86,26 +93,24 @@ def _optimize(parameters: Parameters, name: str, resume: bool, trainable: Any = 
         search, experiment = inputs["search"], inputs["experiment"]
     else:
         search, experiment = load_search(_search_file(parameters, name)), parameters.experiments[name]
-        run = (
-            folder / f"{search.get('train_spec', {}).get('name', 'Ray_Optimization')}_{time.strftime('%Y%m%d-%H%M%S')}"
-        )
+        title = search.get("train_spec", {}).get("name", "Ray_Optimization")
+        run = folder / f"{title}_{time.strftime('%Y%m%d-%H%M%S')}"
     leaves = without_unknown_loss_arguments(read_space(search["search_space"]), experiment)
     if not leaves:
         raise InvalidInputError("search_space: nothing is left to search")
     planned = plan(search, leaves)
     canonical_experiment(with_values(experiment, example(leaves)))
-    if not resume:
-        with replacing(run / _INPUTS) as partial:
-            partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
     analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
     with _ray(search.get("setup", {})):
-        results = _tuner(run, search, experiment, planned, analysis, resume, trainable).fit()
+        if not resume:
+            with replacing(run / _INPUTS) as partial:
+                partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
+        results = _tuner(run, search, experiment, planned, analysis, resume).fit()
         outcomes = [search_report.outcome(result) for result in results]
     unfinished = sum(trial.status == "unfinished" for trial in outcomes)
     if unfinished:
         _LOGGER.warning("%d trials are unfinished: `discern optimize --resume` goes on with them", unfinished)
     path = search_report.write_report(folder, experiment, parameters.experiments_dir, outcomes, **analysis)
-    _LOGGER.info("train it: discern train %s", parameters.folder(name) / path.name)
     return parameters.folder(name) / path.name
 
 
@@ -139,7 +144,6 @@ def _tuner(
     planned: Any,
     analysis: Mapping[str, str],
     resume: bool,
-    trainable: Any,
 ) -> Any:
     from ray import tune
 
@@ -149,7 +153,7 @@ def _tuner(
     cpus, gpus = _resources(spec.get("resources_per_trial", {}))
     trainable = tune.with_resources(
         tune.with_parameters(
-            trainable or Trial,
+            Trial,
             folder=str(run.parent),
             experiment=dict(experiment),
             cpus=max(1, int(cpus)),
@@ -204,8 +208,7 @@ def _resources(wanted: Mapping[str, float]) -> tuple[float, float]:
         most = max((node.get(key.upper(), 0) for node in nodes), default=0)
         if amount > most:
             warnings.warn(
-                f"resources_per_trial asks for {amount:g} {key.upper()}s, no node of the cluster has more than {most:g}, "
-                "which is used",
+                f"resources_per_trial asks for {amount:g} {key.upper()}s, no node has more than {most:g}: using {most:g}",
                 stacklevel=2,
             )
         found.append(min(amount, most))

@@ -121,9 +121,9 @@ def write_report(
     _write_table(folder / "results.csv", outcomes)
     _draw(folder / "hyperparameter_search.png", outcomes, metric, mode)
     if chosen is None:
-        errors = {trial.error for trial in outcomes if trial.error} or {"all diverged"}
+        errors = sorted({trial.error for trial in outcomes if trial.error}) or ["all diverged"]
         raise InvalidInputError(
-            f"none of the {len(outcomes)} trials gave a model: see {folder / 'results.csv'}; {'; '.join(sorted(errors)[:3])}"
+            f"none of the {len(outcomes)} trials gave a model: {'; '.join(errors[:3])}; see {folder / 'results.csv'}"
         )
     _LOGGER.info(
         "best of %d trials: %s = %.4g with %s", len(outcomes), metric, chosen.metrics[metric], chosen.parameters
@@ -230,12 +230,13 @@ def _draw(path: Path, outcomes: Sequence[Outcome], metric: str, mode: str) -> No
         drawn: list[Any] = [trial.parameters.get(name) for trial in shown]
         if all(isinstance(value, int | float) for value in drawn):
             axis.plot(drawn, values, "o", markersize=4, alpha=0.7)
-            if min(drawn) > 0 and max(drawn) > 100 * min(drawn):
+            if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
                 axis.set_xscale("log")
         else:
             axis.plot([str(value) for value in drawn], values, "o", markersize=4, alpha=0.7)
             axis.margins(x=0.3)
         axis.set(xlabel=name, ylabel=metric)
+        axis.tick_params(axis="x", labelrotation=30)
     for axis in axes[1 + len(parameters) :]:
         axis.set_axis_off()
     with replacing(path) as partial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class Trial(tune.Trainable):
             cpus: threads to use; None for TensorFlow's choice.
             gpu: whether Ray has given this trial a GPU.
         """
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from discern.functions import set_gpu_and_threads
 
         set_gpu_and_threads(cpus, None if gpu else [])
@@ -125,6 +127,14 @@ class RemoveModels(tune.Callback):
     def __init__(self, metric: str, mode: str) -> None:
         self.metric, self.sign = metric, -1 if mode == "max" else 1
         self.best: tuple[float, Path | None] = (math.inf, None)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed search needs."""
+        return {"best": self.best}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over the state of the search that is resumed."""
+        self.best = state["best"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Compare the trial with the best one and remove the model of the worse."""
