@@ -285,10 +285,10 @@ _EXPECTED = {
     "too_short": "at least {min_length} entry",
     "dict_type": "an object {{...}}",
     "model_type": "an object {{...}}",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
     "literal_error": "{expected}",
 }
 

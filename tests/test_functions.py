@@ -131,7 +131,7 @@ def test_dead_name_without_equivalent() -> None:
 
 
 def test_typing_mistake_gets_a_suggestion() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'keras.optimizers.Adam'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'keras\.optimizers\.Adam'"):
         functions.get_function_by_name("tensorflow.keras.optimizers.Addam")
 
 
