@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
-import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnsupportedError, nearest
 from discern.estimators.customlayers import (
@@ -20,6 +19,8 @@ from discern.estimators.customlayers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import tensorflow as tf
 
 _register = keras.saving.register_keras_serializable("discern")
 
@@ -45,8 +46,8 @@ def create_encoder(
     Args:
         latent_dim: Dimensions of the latent code.
         enc_layers: Size of each hidden layer.
-        enc_norm_type: Normalisation of each hidden layer: `layernorm` or `batchnorm`, with `conditional` in front to add
-            an offset that is learnt for each batch. Batch normalisation learns its statistics.
+        enc_norm_type: Normalisation of each hidden layer: `layernorm` or `batchnorm`, with `conditional` in front to
+            add an offset that is learnt for each batch. Batch normalisation learns its statistics.
         activation_fn: Activation of the hidden layers: a function, its name in Keras, or a dotted name.
         input_dim: Number of genes.
         n_labels: Number of batches.
@@ -113,8 +114,8 @@ def create_decoder(
         dec_layers: Size of each hidden layer.
         dec_norm_type: Normalisation of each hidden layer, as in `create_encoder`.
         activation_fn: Activation of the hidden layers: a function, its name in Keras, or a dotted name.
-        output_fn: Activation of the expression: None, one of "softmax", "LSN" and "sigsoftmax" (see `LibrarySizeOutput`),
-            or an activation like `activation_fn`.
+        output_fn: Activation of the expression: None, one of "softmax", "LSN" and "sigsoftmax" (see
+            `LibrarySizeOutput`), or an activation like `activation_fn`.
         n_labels: Number of batches.
         regularization: Dropout rate after each hidden layer.
         output_lsn: Counts per cell to which the data were normalised; needed by the three functions above.
@@ -122,8 +123,8 @@ def create_decoder(
         dtype: Data type policy of the network, for example "mixed_bfloat16". Outputs are float32 always.
 
     Returns:
-        A model from [latent code (cells, latent_dim), labels (cells, batches)] to [expression, probability that the gene
-        is detected], both of shape (cells, genes).
+        A model from [latent code (cells, latent_dim), labels (cells, batches)] to [expression, probability that the
+        gene is detected], both of shape (cells, genes).
 
     Raises:
         UnsupportedError: If there is no such normalisation (a NotImplementedError).
@@ -166,12 +167,14 @@ def create_model(encoder: keras.Model, decoder: keras.Model, total_number_cells:
 class WAE(keras.Model):
     """Conditional Wasserstein auto-encoder (Hausmann et al., Genome Biology 24:212, 2023).
 
-    Inputs, by name: `input_data`, standardised expression (cells, genes); `batch_input_enc` and `batch_input_dec`, the labels
-    to encode and to decode with (cells, batches). In training, the latent codes are drawn with the encoder's sigma.
+    Inputs, by name: `input_data`, standardised expression (cells, genes); `batch_input_enc` and `batch_input_dec`, the
+    labels to encode and to decode with (cells, batches). In training, the latent codes are drawn with the encoder's
+    sigma.
 
     Outputs, by name: `decoder_counts` and `decoder_dropouts`, both (cells, genes); `mmdpp`, one number;
-    `sigma_regularization`, (cells,). `compile` takes a loss and a weight for each of the four names, `fit` and `evaluate`
-    the targets `(expression, expression)` of the first two. The total is the weighted sum and the activity regularisers.
+    `sigma_regularization`, (cells,). `compile` takes a loss and a weight for each of the four names, `fit` and
+    `evaluate` the targets `(expression, expression)` of the first two. The total is the weighted sum of the losses, and
+    the activity regularisers.
 
     Args:
         encoder: From `create_encoder`.
@@ -182,19 +185,16 @@ class WAE(keras.Model):
     Example:
         >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
         >>> decoder = create_decoder(4, 20, [16], ["layernorm"], "mish", None, 2, regularization=0.0)
-        >>> WAE(encoder, decoder, total_number_cells=1000).input_names
-        ['input_data', 'batch_input_enc', 'batch_input_dec']
+        >>> sorted(WAE(encoder, decoder, total_number_cells=1000).output)
+        ['decoder_counts', 'decoder_dropouts', 'mmdpp', 'sigma_regularization']
     """
 
     def __init__(
         self, encoder: keras.Model, decoder: keras.Model, total_number_cells: float, name: str = "WAE"
     ) -> None:
-        shapes = {
-            "input_data": encoder.inputs[0],
-            "batch_input_enc": encoder.inputs[1],
-            "batch_input_dec": decoder.inputs[1],
-        }
-        inputs = {key: keras.Input(tensor.shape[1:], name=key) for key, tensor in shapes.items()}
+        names = ("input_data", "batch_input_enc", "batch_input_dec")
+        alike = (*encoder.inputs, decoder.inputs[1])
+        inputs = {key: keras.Input(tensor.shape[1:], name=key) for key, tensor in zip(names, alike, strict=True)}
         latent, sigma = encoder([inputs["input_data"], inputs["batch_input_enc"]])
         codes = GaussianReparametrization(name="gaussian_reparametrization", dtype="float32")([latent, sigma])
         counts, dropouts = decoder([codes, inputs["batch_input_dec"]])
@@ -214,7 +214,7 @@ class WAE(keras.Model):
         self,
         x: Any = None,
         y: Any = None,
-        y_pred: dict[str, tf.Tensor] | None = None,
+        y_pred: Any = None,
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
@@ -289,7 +289,7 @@ def _hidden_layers(
 ) -> keras.KerasTensor:
     if len(sizes) != len(norms):
         raise InvalidInputError(
-            f"{prefix}: {len(sizes)} layers {list(sizes)} need as many norm_type entries, not {len(norms)}: {list(norms)}"
+            f"{prefix}: {len(sizes)} layers {list(sizes)} need as many norm_type, not {len(norms)}: {list(norms)}"
         )
     for index, (size, norm) in enumerate(zip(sizes, norms, strict=True)):
         kind = norm.removeprefix("conditional")

@@ -2,8 +2,8 @@
 
 Nothing in a model file is executed: the network is built from the parameters and only numbers are read into it.
 
-Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`, `batches`
-and `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`.
+Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`,
+`batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`.
 The original's: a whole Keras 2 model, weights in the order of the layers.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from discern import files
 from discern.config import load_parameters
-from discern.errors import InvalidInputError, MissingFileError
+from discern.errors import InvalidInputError, MissingFileError, UserError
 from discern.estimators.optimizers import Lookahead
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
                     f"{path}: written in format {version} by a newer DISCERN; this one reads up to {FORMAT_VERSION}"
                 )
             yield handle
-    except InvalidInputError:
+    except UserError:
         raise
     except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
@@ -287,7 +287,8 @@ def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) 
     surplus = weights.keys() - {variable.path for variable in model.weights}
     if surplus:
         raise InvalidInputError(
-            f"{path}: has weights that the network lacks ({', '.join(sorted(surplus))}); the parameters describe another one"
+            f"{path}: has weights for which the network has no place ({', '.join(sorted(surplus))}); "
+            "the parameters describe another one"
         )
 
 
@@ -341,25 +342,24 @@ def _read_original(path: Path, handle: h5py.File) -> ModelFile:
         layer["config"]["name"]: layer["config"]
         for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
     }
+    optimizer = _listed(handle.get("optimizer_weights"))
     return ModelFile(
         path=path,
         n_genes=layers["input_data"]["batch_input_shape"][1],
         n_labels=layers["batch_input_enc"]["batch_input_shape"][1],
         total_number_cells=layers["mmdpp"]["scale"],
         epoch=None,
-        iterations=next(
-            (int(array[()]) for name, array in _listed(handle.get("optimizer_weights")) if name[-1] in _ITERATIONS),
-            None,
-        ),
+        iterations=next((int(array[()]) for name, array in optimizer if name[-1] in _ITERATIONS), None),
     )
 
 
 def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
     """Pair the arrays with our variables: in the order of the layers, each kind of variable for itself."""
-    weights, trained = {}, []
+    weights: dict[str, h5py.Dataset] = {}
+    trained: list[str] = []
     for part in (model.encoder, model.decoder):
         listed = _listed(handle["model_weights"][part.name])
-        owners = {}
+        owners: dict[tuple[str, ...], keras.Variable] = {}
         for kind in _WEIGHTS:
             names = [name for name, _ in listed if name[-1] == kind]
             ours = [variable for layer in part.layers for variable in layer.weights if variable.name == kind]
@@ -372,13 +372,14 @@ def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Data
         weights |= {owners[name].path: array for name, array in listed}
         trained += [owners[name].path for name, _ in listed if not name[-1].startswith("moving")]
 
-    state, slots = {}, {}
+    state: dict[str, h5py.Dataset] = {}
+    slots: dict[str, list[h5py.Dataset]] = {}
     for name, array in _listed(handle.get("optimizer_weights")):
-        kind = next((part for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
+        slot = next((_SLOTS[part] for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
         if name[-1] in _ITERATIONS:
             state["iteration"] = array
-        elif kind is not None:
-            slots.setdefault(_SLOTS[kind], []).append(array)
+        elif slot is not None:
+            slots.setdefault(slot, []).append(array)
         elif name[-1] != "learning_rate":
             state["/".join(name)] = array
     for kind, arrays in slots.items():
