@@ -94,7 +94,10 @@ class WAERecipe:
             inputs = _read_all([str(path) for path in input_files or ()])
         if not inputs:
             raise InvalidInputError("expected cells: neither inputs, nor input_files, nor input_ds.raw_input has any")
-        self.sc_raw: ad.AnnData = merge_data_sets(inputs, columns)
+        self.sc_raw = self._merged(inputs, columns)
+
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
+        return merge_data_sets(inputs, columns)
 
     @classmethod
     def from_path(cls, job_dir: str | Path) -> WAERecipe:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern.errors import MissingFileError, UserError
-from discern.files import locked
+from discern.files import finish_publishing, locked
 from discern.projection import CheckMetaData
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     from discern.config import load_parameters
 
     exp_folder = Path(exp_folder)
+    finish_publishing(exp_folder)
     if not (exp_folder / "parameters.json").is_file():
         raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
     (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
@@ -137,9 +138,9 @@ def run_projection(
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
     exp_folder = Path(exp_folder)
+    model, experiment = setup_exp(exp_folder)
     if not _has_model(exp_folder):
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
-    model, experiment = setup_exp(exp_folder)
     data = _load(exp_folder, infile, experiment)
     targets = list(metadata)
     if all_batches:

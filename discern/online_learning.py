@@ -1,0 +1,295 @@
+"""Online training: a trained experiment learns new batches from their cells alone.
+
+The new cells are processed as those of the experiment (the reference) were: its genes, means, standard deviations and
+principal components. The network gets a label for each new batch and takes over all weights; then it is trained on the
+new cells. The experiment's folder holds the new state when all of it is complete, and the old one until then.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from discern.errors import InvalidInputError, MissingFileError
+from discern.estimators.batch_integration import DISCERN
+from discern.estimators.callbacks import create_callbacks
+from discern.estimators.run_exp import DISCERNRunner, setup_exp
+from discern.estimators.weights import find_model
+from discern.files import finish_publishing, publish, remove
+from discern.io import DISCERNData
+from discern.online_cells import OnlineWAERecipe, save_data
+from discern.tfrecords import write_records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from discern.config import Parameters
+
+__all__ = ["OnlineDISCERNRunner", "OnlineWAERecipe", "online_training", "save_data", "update_model"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchanged: bool = False) -> keras.Model:
+    """Give a model with more batch labels the weights of a trained one.
+
+    Rows of weights that belong to the new labels keep their initial values.
+
+    Args:
+        old_model: the trained model.
+        new_model: a model of the same architecture with as many labels or more; not compiled yet.
+        freeze_unchanged: whether training shall change nothing but the rows of the new labels. Layers whose shapes are
+            the same stop training (batch norm keeps its statistics), in the others the old rows are held fast.
+
+    Returns:
+        `new_model`.
+
+    Raises:
+        InvalidInputError: if the weights do not fit, or all would be frozen; then nothing is changed.
+
+    Example:
+        >>> def network(labels):
+        ...     return keras.Sequential([keras.Input((labels,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+        >>> old, new = network(2), network(3)
+        >>> model = update_model(old, new, freeze_unchanged=True)
+        >>> bool((model.layers[0].kernel.numpy()[:2] == old.layers[0].kernel.numpy()).all())
+        True
+        >>> [layer.trainable for layer in model.layers]
+        [True, False]
+    """
+    pairs = list(zip(_leaves(old_model), _leaves(new_model), strict=False))
+    for old, new in pairs:
+        shapes = (
+            [tuple(variable.shape) for variable in old.weights],
+            [tuple(variable.shape) for variable in new.weights],
+        )
+        if len(shapes[0]) != len(shapes[1]) or not all(map(_fits, *shapes)):
+            raise InvalidInputError(
+                f"layer {new.name}: the trained weights of shape {shapes[0]} do not fit {shapes[1]}; the parameters "
+                "describe another network than the trained one"
+            )
+    if len(_leaves(old_model)) != len(_leaves(new_model)):
+        raise InvalidInputError(
+            f"the trained network has {len(_leaves(old_model))} layers with weights, the parameters describe "
+            f"{len(_leaves(new_model))}"
+        )
+    grown = [
+        new for old, new in pairs if any(a.shape != b.shape for a, b in zip(old.weights, new.weights, strict=True))
+    ]
+    if freeze_unchanged and not grown:
+        raise InvalidInputError(
+            "with --freeze nothing would be trained: no layer depends on the batch; use a conditional norm_type, or do "
+            "not freeze"
+        )
+    for old, new in pairs:
+        for source, target in zip(old.weights, new.weights, strict=True):
+            target.assign(_extended(source.numpy(), target.numpy()))
+        if freeze_unchanged and new in grown:
+            for source, target in zip(old.weights, new.weights, strict=True):
+                target.constraint = _KeepRows(source.numpy())
+        elif freeze_unchanged:
+            new.trainable = False
+    return new_model
+
+
+def _leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the layers that have weights of their own, in order."""
+    if isinstance(layer, keras.Model):
+        return [leaf for part in layer.layers for leaf in _leaves(part)]
+    return [layer] if layer.weights else []
+
+
+def _fits(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return old == new or (len(old) == len(new) > 0 and old[0] < new[0] and old[1:] == new[1:])
+
+
+def _extended(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return `new` with its first rows replaced by `old`; `old` itself if it has no rows more."""
+    return old if old.shape == new.shape else np.concatenate([old, new[len(old) :]])
+
+
+class _KeepRows(keras.constraints.Constraint):
+    """Sets the first rows back after each step: momentum, weight decay and the like would move them without a gradient.
+
+    Args:
+        rows: their values.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __call__(self, w: tf.Tensor) -> tf.Tensor:
+        rows = tf.constant(self.rows)
+        return rows if len(self.rows) == w.shape[0] else tf.concat([rows, w[len(self.rows) :]], axis=0)
+
+
+def _take_over_state(old: keras.Model, new: keras.Model) -> None:
+    """Give the optimiser of `new` the state of that of `old`; rows of new labels start at zero.
+
+    With the moments come the number of steps: without it RectifiedAdam would begin with steps that no variance scales,
+    too large for weights that are trained already. With a schedule of the learning rate all starts afresh, for at its
+    end it may be zero.
+    """
+    optimizer = getattr(new.optimizer, "optimizer", new.optimizer)
+    trained = getattr(old.optimizer, "optimizer", old.optimizer)
+    scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    warms_up = bool(getattr(optimizer, "total_steps", False))
+    if scheduled or warms_up or not trained.built:
+        return
+    new.optimizer.build(new.trainable_variables)
+    state = {variable.path: variable.numpy() for variable in trained.variables}
+    for variable in optimizer.variables:
+        if variable.path in state:
+            variable.assign(_extended(state[variable.path], variable.numpy()))
+
+
+def online_training(
+    exp_folder: str | Path,
+    filename: str | Path | Sequence[str | Path] | Mapping[str, str | None],
+    freeze: bool,
+    fill_missing_genes: bool = False,
+) -> list[Path]:
+    """Train the model of an experiment on the cells of new batches, and add them to the experiment.
+
+    Afterwards `processed_data/` (and `TF_records/`, if there were any) holds old and new cells, `job/` the new model
+    and `backup/` what was in `job/`. Until all is complete the folder stays as it is: after an interruption the command
+    can simply be given again. The number of epochs is that of `training.max_steps`, counted anew.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained; one of the original program, too.
+        filename: raw counts: one file or several, or {file: obs column with the batch}.
+        freeze: whether everything but the new batches' own weights stays as it is; then reconstructions of old cells
+            as old batches stay the same, too.
+        fill_missing_genes: whether genes of the experiment that a file lacks are taken as zero; else they are an error.
+
+    Returns:
+        The model and the processed cells.
+
+    Raises:
+        MissingFileError: if there is no trained model, or a file is not there.
+        InvalidInputError: if the new cells cannot be used; see `OnlineWAERecipe`.
+    """
+    exp_folder = Path(exp_folder)
+    finish_publishing(exp_folder)
+    if find_model(exp_folder / "job") is None:
+        raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
+    files = _listed(filename)
+    work = exp_folder / ".online"
+    remove(work)
+    try:
+        _prepare_new_state(exp_folder, files, freeze, fill_missing_genes, work)
+        publish(work / "new", exp_folder)
+    finally:
+        remove(work)
+    return [exp_folder / "job" / "last_model.h5", exp_folder / "processed_data" / "concatenated_data.h5ad"]
+
+
+def _listed(
+    filename: str | Path | Sequence[str | Path] | Mapping[str, str | None],
+) -> list[str | Path] | dict[str, str | None]:
+    files = (
+        dict(filename)
+        if isinstance(filename, Mapping)
+        else [filename]
+        if isinstance(filename, str | Path)
+        else list(filename)
+    )
+    for file in files:
+        if not Path(file).exists():
+            raise MissingFileError(f"{file}: no such file or folder")
+    return files
+
+
+def _prepare_new_state(
+    exp_folder: Path,
+    files: Sequence[str | Path] | Mapping[str, str | None],
+    freeze: bool,
+    fill_missing_genes: bool,
+    work: Path,
+) -> None:
+    """Make all that will be in the experiment's folder in `work/new`."""
+    new = work / "new"
+    trained, experiment = setup_exp(exp_folder)
+    batch_size = experiment["training"]["batch_size"]
+    reference = DISCERNData.from_folder(exp_folder, batch_size)
+    trained.restore_model(exp_folder / "job")
+    trained.prepare_projection(reference)
+    recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
+    cells = DISCERNData(recipe.sc_raw, batch_size, cachefile=work)
+    processed = new / "processed_data" / "concatenated_data.h5ad"
+    save_data(processed, cells, reference)
+    if (exp_folder / "TF_records").is_dir():
+        both = DISCERNData.read_h5ad(processed, batch_size)
+        write_records(both, new / "TF_records", seed=experiment["input_ds"]["split"]["split_seed"])
+    _train(trained, experiment, cells, freeze, new)
+    shutil.copytree(exp_folder / "job", new / "backup")
+
+
+def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, freeze: bool, folder: Path) -> None:
+    """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
+    training = experiment["training"]
+    model = DISCERN.from_json(experiment)
+    model.scaling, model.genes = trained.scaling, trained.genes
+    model.batches = list(cells.obs["batch"].cat.categories)
+    model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
+    update_model(trained.wae_model, model.wae_model, freeze)
+    model.compile(model.get_optimizer())
+    _take_over_state(trained.wae_model, model.wae_model)
+    callbacks = create_callbacks(
+        training.get("early_stopping"),
+        folder,
+        inputdata=cells if training.get("visualisation", True) else None,
+        profile_batch=0,
+        freq_of_viz=training.get("freq", 30),
+    )
+    _LOGGER.info(
+        "training on %d cells of %s%s",
+        cells.config["total_train_count"],
+        ", ".join(sorted(cells.obs["batch"].unique())),
+        ", the rest of the model is frozen" if freeze else "",
+    )
+    model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=training["max_steps"])
+
+
+class OnlineDISCERNRunner(DISCERNRunner):
+    """Run online training on every experiment of a parameter file.
+
+    That the new files are there is seen to before the first experiment is touched.
+
+    Args:
+        debug: Run the first experiment only, and let its exception pass.
+        gpus: Numbers of the GPUs to use; None for those that the machine has, if any experiment asks for one.
+
+    Example:
+        >>> OnlineDISCERNRunner(debug=True, gpus=[]).gpus
+        []
+    """
+
+    def __init__(self, debug: bool, gpus: Sequence[int] | None) -> None:
+        super().__init__(debug, gpus)
+
+    def __call__(
+        self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
+    ) -> dict[str, list[Path] | Exception]:
+        """Run `func(folder, **kwargs)` for each experiment.
+
+        Args:
+            func: `online_training`.
+            parameters: The experiments.
+            kwargs: Its other arguments.
+
+        Returns:
+            For each experiment the files written, or the exception that ended it.
+
+        Raises:
+            MissingFileError: If one of the new files is not there.
+        """
+        _listed((kwargs or {}).get("filename", ()))
+        return super().__call__(func, parameters, kwargs)
