@@ -162,6 +162,7 @@ def train(parameters: Path) -> int:
     """Train the model of each experiment, or go on training it."""
     loaded = _load(parameters)
     _log_to(loaded.experiments_dir)
+    _start_tensorflow()
     from discern.estimators.run_exp import DISCERNRunner, run_train
 
     results = DISCERNRunner(debug=_debug())(func=run_train, parameters=loaded, kwargs={})
@@ -194,6 +195,7 @@ def project(
     if filename is not None:
         _check_file(filename)
     _log_to(loaded.experiments_dir)
+    _start_tensorflow()
     from discern.estimators.run_exp import DISCERNRunner, run_projection
 
     kwargs = {"metadata": targets, "infile": filename, "all_batches": all_batches, "store_sigmas": store_sigmas}
@@ -219,6 +221,7 @@ def onlinetraining(parameters: Path, filename: tuple[Path, ...], freeze: bool, f
     for file in filename:
         _check_file(file)
     _log_to(loaded.experiments_dir)
+    _start_tensorflow()
     from discern.online_learning import OnlineDISCERNRunner, online_training
 
     kwargs = {"filename": filename, "freeze": freeze, "fill_missing_genes": fill_missing_genes}
@@ -234,10 +237,10 @@ def optimize(parameters: Path, resume: bool) -> int:
     """Search for better hyperparameters."""
     loaded = _load(parameters)
     _log_to(loaded.experiments_dir)
+    _start_tensorflow()
     from discern import hyperparameter_search
 
-    found = hyperparameter_search.optimize(loaded, resume=resume)
-    return _close(dict(zip(loaded.experiments, found, strict=True)), f"discern train {found[0]}")
+    return _close(hyperparameter_search.optimize(loaded, resume=resume), "discern train FILE")
 
 
 @cli.command()
@@ -251,6 +254,7 @@ def optimize(parameters: Path, resume: bool) -> int:
 @_everywhere
 def demo(output: Path) -> None:
     """Process, train and project the shipped cells, and compare the result with real ones."""
+    _start_tensorflow()
     from discern.demo import run_demo
 
     output.mkdir(parents=True, exist_ok=True)
@@ -290,6 +294,13 @@ def _log_to(folder: Path) -> None:
     root.ensure_object(_Settings).log = folder / "discern.log"
     root.with_resource(logs.to_file(folder / "discern.log"))
     _LOGGER.debug("discern %s: %s", __version__, " ".join(sys.argv))
+
+
+def _start_tensorflow() -> None:
+    with logs.without_native_messages():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
 
 
 def _debug() -> bool:

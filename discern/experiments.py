@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import shutil
+import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -117,7 +118,8 @@ def make_experiment(
     Raises:
         UserError: if the data cannot be used, or another command is at work on the experiment.
     """
-    from discern.preprocessing import read_process_serialize
+    with logs.without_native_messages():
+        from discern.preprocessing import read_process_serialize
 
     with locked(folder):
         place = folder.resolve()
@@ -225,6 +227,7 @@ def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Pa
 
 def _begin(messages: Any, name: str, cpus: set[int]) -> None:
     logs.forward(messages, name)
+    warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # `process` has said so
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
 

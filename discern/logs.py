@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
+import os
 import sys
+import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ROOT = logging.getLogger()
+_NATIVE = logging.getLogger("discern.native")
 _WARNINGS = logging.getLogger("discern.warnings")
 
 
@@ -71,6 +74,23 @@ def to_file(path: Path) -> Iterator[None]:
     finally:
         _ROOT.removeHandler(handler)
         handler.close()
+
+
+@contextlib.contextmanager
+def without_native_messages() -> Iterator[None]:
+    """Keep what C++ libraries write to stderr while they are imported out of sight; it is logged as a detail."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            hidden.seek(0)
+            for line in hidden:
+                _NATIVE.debug("%s", line.rstrip())
 
 
 @contextlib.contextmanager
