@@ -208,7 +208,7 @@ def _resources(wanted: Mapping[str, float]) -> tuple[float, float]:
         most = max((node.get(key.upper(), 0) for node in nodes), default=0)
         if amount > most:
             warnings.warn(
-                f"resources_per_trial asks for {amount:g} {key.upper()}s, no node has more than {most:g}: using {most:g}",
+                f"resources_per_trial: asked for {amount:g} {key.upper()}, using {most:g}: no node has more",
                 stacklevel=2,
             )
         found.append(min(amount, most))
