@@ -84,8 +84,8 @@ class _Script(_OneLineErrors, _Command):
 
 def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
     settings = context.find_root().ensure_object(_Settings)
-    if value:
-        setattr(settings, str(option.name), value + getattr(settings, str(option.name)))
+    before = getattr(settings, str(option.name))
+    setattr(settings, str(option.name), value or before if isinstance(value, bool) else value + before)
 
 
 def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -255,7 +255,7 @@ def _validate(section: Any, content: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def _in_one_line(error: ValidationError, root: type[Section], path: tuple[str, ...]) -> UserError:
-    first, *others = error.errors(include_url=False)
+    first, *others = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     place = first["loc"]
     kind: type[UserError] = InvalidInputError
     match first["type"], first.get("ctx", {}):

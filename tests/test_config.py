@@ -294,7 +294,11 @@ def test_a_mistake_in_an_experiment(tmp_path: Path, path: str, value: Any, kind:
         ({"experiments": {"a": {}}}, UnknownNameError, "exp_param: this key is lacking"),
         ({"exp_param": {"experiments_dir": "e"}}, UnknownNameError, "experiments: this key is lacking"),
         ({"exp_param": {"experiments_dir": ""}, "experiments": {"a": {}}}, InvalidInputError, "that is not empty"),
-        (_with(PUBLISHED, "exp_parm", {}), UnknownNameError, r"exp_parm: unknown key \(did you mean 'exp_param'"),
+        (
+            _with({"experiments": PUBLISHED["experiments"]}, "exp_parm", {}),
+            UnknownNameError,
+            r"exp_parm: unknown key \(did you mean 'exp_param'\?\) \(and 1",
+        ),
         (_with(_with(PUBLISHED, "a", 1), "b", 1), UnknownNameError, r"a: unknown key \(and 1 more\)"),
     ],
 )
