@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from discern.agreement import GroupStatistics, agreement
 from discern.datasets import lung_cell_lines
-from discern.evaluation import agreement, group_means
 from discern.figures import plot_means, plot_umaps, umap_coordinates
 
 if TYPE_CHECKING:
     import anndata
-    import pandas as pd
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -88,22 +87,25 @@ def compare(experiment: Path, output: Path) -> str:
     before = DISCERNData.from_folder(experiment, batch_size=192)
     after = _read(experiment / "projected" / f"projected_to_average_batch_{REFERENCE}.h5ad")
     source = (before.obs["batch"] == SOURCE).to_numpy()
-    lines: pd.Series = before.obs["celltype"]
-    real = group_means(before.X[~source], lines[~source])
+    lines = before.obs["celltype"].astype(str)
+    real = GroupStatistics.of(before.X[~source], lines[~source])
     candidates = {
         "before (Drop-seq as measured)": before.X,
         "after, X (sampled)": after.X,
         "after, estimated_counts": after.layers["estimated_counts"],
     }
-    means = {name: group_means(values[source], lines[source]) for name, values in candidates.items()}
+    ours = {name: GroupStatistics.of(values[source], lines[source]) for name, values in candidates.items()}
     text = [f"{'Drop-seq cells against real CEL-seq2 cells':44}  (a) means  (b) differences"]
-    for name, ours in means.items():
-        figures = agreement(ours, real)
+    for name, statistics in ours.items():
+        figures = agreement(statistics, real)
         text.append(f"{name:44}  {figures['mean_r']:9.3f}  {figures['difference_r']:15.3f}")
 
-    first, _, last = means
-    pairs = {f"{line}, before": (means[first].loc[line], real.loc[line]) for line in real.index}
-    pairs |= {f"{line}, after": (means[last].loc[line], real.loc[line]) for line in real.index}
+    measured, _, estimated = ours.values()
+    pairs = {
+        f"{line}, {title}": (statistics.mean[group], real.mean[group])
+        for title, statistics in (("before", measured), ("after", estimated))
+        for group, line in enumerate(real.groups)
+    }
     plot_means(pairs, output / "means.png", ("Drop-seq, mean log expression", "CEL-seq2, mean log expression"))
     coordinates = {
         "before": umap_coordinates(_components(before.X, before)),

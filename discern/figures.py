@@ -214,7 +214,8 @@ def draw_umaps(cells: anndata.AnnData, folder: Path, prefix: str) -> list[Path]:
     Returns:
         The files written.
     """
-    coordinates = {title: umap_coordinates(values) for title, values in cells.obsm.items()}
+    titles = sorted(cells.obsm, key=lambda title: (title != "original", title != "latent", title))
+    coordinates = {title: umap_coordinates(cells.obsm[title]) for title in titles}
     written = []
     for column in cells.obs.select_dtypes("category").columns:
         if not 1 <= cells.obs[column].nunique() <= 100:

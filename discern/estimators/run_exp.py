@@ -55,10 +55,9 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     return DISCERN.from_json(experiment), experiment
 
 
-def _load(exp_folder: Path, file: Path | None, experiment: Mapping[str, Any]) -> DISCERNData:
+def _load(exp_folder: Path, file: Path | None, batch_size: int) -> DISCERNData:
     from discern.io import DISCERNData
 
-    batch_size = experiment.get("training", {}).get("batch_size", 192)
     if file is None:
         return DISCERNData.from_folder(exp_folder, batch_size)
     return DISCERNData.read_h5ad(Path(file), batch_size)
@@ -90,7 +89,7 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     model, experiment = setup_exp(exp_folder)
     training = experiment.get("training", {})
     epochs = training.get("max_steps", 200)
-    data = _load(exp_folder, input_path, experiment)
+    data = _load(exp_folder, input_path, training.get("batch_size", 192))
     job = exp_folder / "job"
     if _has_model(exp_folder):
         model.restore_model(job)
@@ -141,7 +140,7 @@ def run_projection(
     model, experiment = setup_exp(exp_folder)
     if not _has_model(exp_folder):
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
-    data = _load(exp_folder, infile, experiment)
+    data = _load(exp_folder, infile, batch_size=1)  # which only the training would use
     targets = list(metadata)
     if all_batches:
         targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
