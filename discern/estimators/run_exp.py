@@ -137,7 +137,7 @@ def run_projection(
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
     exp_folder = Path(exp_folder)
-    model, experiment = setup_exp(exp_folder)
+    model, _ = setup_exp(exp_folder)
     if not _has_model(exp_folder):
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
     data = _load(exp_folder, infile, batch_size=1)  # which only the training would use
