@@ -312,7 +312,7 @@ class Model(Section):
             if not match or bool(match[1]) == bool(match[3]):
                 continue
             side, key = {"enc": "encoder", "dec": "decoder"}[match[1] or match[3]], match[2]
-            warnings.warn(f"model.{old} is an old spelling: write model.{side}.{key}", DeprecationWarning, stacklevel=2)
+            warnings.warn(f"model.{old} is an old spelling: write model.{side}.{key}", DeprecationWarning, stacklevel=1)
             section = dict(data.get(side) or {})
             if key in section:
                 raise Refused(f"{old!r} and '{side}.{key}' mean the same: give it once", UnknownNameError)
