@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from discern.config import Parameters
+    from discern.search_space import Plan
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -141,11 +142,12 @@ def _tuner(
     run: Path,
     search: Mapping[str, Any],
     experiment: Mapping[str, Any],
-    planned: Any,
+    planned: Plan,
     analysis: Mapping[str, str],
     resume: bool,
 ) -> Any:
     from ray import tune
+    from ray.tune.schedulers import PopulationBasedTraining
 
     from discern.search_trial import RemoveModels, Trial
 
@@ -166,6 +168,7 @@ def _tuner(
         return tune.Tuner.restore(
             str(run), trainable, resume_unfinished=True, resume_errored=True, param_space=planned.param_space
         )
+    exploits = isinstance(planned.scheduler, PopulationBasedTraining)  # others' checkpoints, late
     ends = {"reached_max_step": True, "early_stopped": True, "diverged": True}
     return tune.Tuner(
         trainable,
@@ -183,7 +186,9 @@ def _tuner(
             stop=ends | spec.get("stop", {}),
             failure_config=tune.FailureConfig(max_failures=spec.get("max_failures", 10)),
             checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=spec.get("checkpoint_at_end", False)
+                num_to_keep=4 if exploits else 1,
+                checkpoint_frequency=1,
+                checkpoint_at_end=spec.get("checkpoint_at_end", False),
             ),
             callbacks=[RemoveModels(**analysis)],
             verbose=1 if _LOGGER.isEnabledFor(logging.INFO) else 0,

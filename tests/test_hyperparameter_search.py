@@ -160,7 +160,7 @@ class TestSearches:
         analysis = search(parameters_of(experiment, searcher=chosen, scheduler=scheduler))
         assert all(trial["status"] == "finished" for trial in analysis["trials"])
         rates = {trial["parameters"]["training.optimizer.learning_rate"] for trial in analysis["trials"]}
-        assert len(rates) == 3
+        assert len(rates) == 3 or "Population" in scheduler["name"]  # which clones
 
     def test_a_grid_is_walked_through(self, experiment: Path) -> None:
         grid = {"training": {"optimizer": {"learning_rate": {"type": "ray.tune.grid_search", "args": [[1e-4, 1e-3]]}}}}
@@ -297,7 +297,7 @@ def cluster(local_ray_is_gone: None) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={**node, "port": free_port()})
+    made = Cluster(initialize_head=True, head_node_args={**node, "gcs_server_port": free_port()})
     made.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})
     yield made
     made.shutdown()
