@@ -190,12 +190,12 @@ class Lookahead(keras.optimizers.Optimizer):
             return
         self.optimizer.build(variables)
         super().build(variables)
-        self._slow = [
-            self.add_variable_from_reference(
-                variable, name="slow", initializer=lambda shape, dtype, variable=variable: tf.identity(variable.value)
-            )
-            for variable in variables
-        ]
+        with tf.init_scope():  # also when the first step is being compiled
+            self._slow = [self._copy(variable) for variable in variables]
+
+    def _copy(self, variable: keras.Variable) -> keras.Variable:
+        value = tf.identity(variable.value)
+        return self.add_variable_from_reference(variable, name="slow", initializer=lambda shape, dtype: value)
 
     def restart(self) -> None:
         """Let the slow weights be the weights as they are now, for weights that were set from outside."""

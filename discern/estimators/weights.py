@@ -275,21 +275,19 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) -> None:
-    for variable in model.weights:
-        if variable.path not in weights:
-            raise InvalidInputError(f"{path}: has no weights {variable.path}; the parameters describe another network")
-        shape = weights[variable.path].shape
-        if shape != tuple(variable.shape):
+    shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
+    for names, message in (
+        (shapes.keys() - weights.keys(), "lacks weights of the network that the parameters describe"),
+        (weights.keys() - shapes.keys(), "has weights that are not of the network that the parameters describe"),
+    ):
+        if names:
+            raise InvalidInputError(f"{path}: {message}: {', '.join(sorted(names))}")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
             raise InvalidInputError(
-                f"{path}: weights {variable.path} have the shape {shape}, but parameters and data need "
-                f"{tuple(variable.shape)}; the model belongs to other data or other parameters"
+                f"{path}: weights {name} have the shape {weights[name].shape}, but parameters and data need {shape}; "
+                "the model belongs to other data or other parameters"
             )
-    surplus = weights.keys() - {variable.path for variable in model.weights}
-    if surplus:
-        raise InvalidInputError(
-            f"{path}: has weights for which the network has no place ({', '.join(sorted(surplus))}); "
-            "the parameters describe another one"
-        )
 
 
 def _own_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
