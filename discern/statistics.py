@@ -74,11 +74,14 @@ def variable_genes(mean: np.ndarray, variance: np.ndarray, number: int) -> np.nd
     Args:
         mean: of the normalised counts, not logged, (n_genes,).
         variance: the same with ddof 1.
-        number: genes wanted; fewer come when fewer have a normalised dispersion, more when several are equal.
+        number: genes wanted; all are chosen if there are not more, and the wanted number may be missed by the few whose
+            normalised dispersions are equal or undefined.
 
     Returns:
         bool of shape (n_genes,).
     """
+    if len(mean) <= number:
+        return np.ones(len(mean), dtype=bool)
     value, mean = dispersion(mean, variance)
     edges = np.unique(np.r_[-np.inf, np.percentile(mean, np.arange(10, 105, 5)), np.inf])
     table = pd.DataFrame({"value": value, "bin": pd.cut(pd.Series(mean), list(edges))})
@@ -87,8 +90,6 @@ def variable_genes(mean: np.ndarray, variance: np.ndarray, number: int) -> np.nd
     with np.errstate(divide="ignore", invalid="ignore"):
         normalised = away.to_numpy() / spread.to_numpy()
     ranked = np.sort(normalised[~np.isnan(normalised)])[::-1].astype(np.float32)
-    if len(ranked) == 0:
-        return np.zeros(len(mean), dtype=bool)
     return normalised >= ranked[min(number, len(ranked)) - 1]
 
 

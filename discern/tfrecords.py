@@ -181,11 +181,11 @@ def current_records(folder: Path, adata: ad.AnnData) -> dict[str, list[Path]] | 
     if any(path.suffix == _ORIGINAL for path in folder.iterdir()):
         _LOGGER.info("%s: records of DISCERN 1, not used; the cells are taken from the h5ad file", folder)
         return None
-    meta = folder / "meta.json"
-    if not meta.is_file():
-        _LOGGER.warning("%s: no meta.json, the records are incomplete and not used", folder)
+    try:
+        known = json.loads((folder / "meta.json").read_text())
+    except (FileNotFoundError, ValueError):
+        _LOGGER.warning("%s: no sound meta.json, the records are incomplete and not used", folder)
         return None
-    known = json.loads(meta.read_text())
     if known.get("format_version") != FORMAT_VERSION or known.get("fingerprint") != fingerprint(adata):
         _LOGGER.warning("%s: the records are not of these cells and not used; run `discern process` again", folder)
         return None
@@ -232,7 +232,7 @@ class Batches:
             lengths,
             tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32),
             _decoded(values, tf.float32),
-            _decoded(codes, tf.int32),
+            tf.ensure_shape(_decoded(codes, tf.int32), records.shape),
         )
 
 

@@ -62,7 +62,7 @@ class _Array:
 class _H5Array(_Array):
     """Compresses chunks side by side: HDF5 itself would compress them one after the other.
 
-    The chunks are written unfiltered where compression saves less than a fifth, as with the mantissas of estimates.
+    The chunks stay uncompressed where that would not halve them, as with the mantissas of estimates.
     """
 
     def __init__(self, group: h5py.Group, name: str, row_shape: tuple[int, ...], dtype: np.dtype, pool: Executor):
@@ -74,7 +74,7 @@ class _H5Array(_Array):
         chunk_rows = self._chunk[0]
         if self.dataset is None:
             sample = values[:chunk_rows]
-            filters = _FILTERS if len(_packed(sample)) < 0.8 * sample.nbytes else {}
+            filters = _FILTERS if len(_packed(sample)) < 0.5 * sample.nbytes else {}
             self.dataset = self._group.create_dataset(
                 self._name,
                 (0, *self._chunk[1:]),
@@ -217,6 +217,8 @@ def _write_matrices(
         if block.keys() != matrices.keys():
             raise InvalidInputError(f"expected the matrices {sorted(matrices)} in every block, got {sorted(block)}")
         for key, rows in block.items():
+            if rows.shape[1] != adata.n_vars:
+                raise InvalidInputError(f"{key}: expected blocks of {adata.n_vars} genes, got {rows.shape[1]}")
             matrices[key].append(rows)
     for key, matrix in matrices.items():
         n_cells = matrix.close(group)

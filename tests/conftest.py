@@ -4,8 +4,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import anndata as ad
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -40,3 +46,28 @@ def golden_json(golden: Path) -> dict:
 def original_experiment(golden: Path, tmp_path: Path) -> Path:
     """A private copy of an experiment folder that the original wrote."""
     return Path(shutil.copytree(golden / "experiment", tmp_path / "experiments" / "original"))
+
+
+@pytest.fixture(scope="session")
+def make_raw_cells() -> Callable[..., ad.AnnData]:
+    """A function that makes up raw counts with obs `batch` and `celltype`; `sizes` are the cells of each batch."""
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+    from scipy import sparse
+
+    def make(sizes: dict[str, int], n_genes: int = 30, seed: int = 0, density: float = 0.5) -> ad.AnnData:
+        random = np.random.default_rng(seed)
+        n_cells = sum(sizes.values())
+        counts = random.poisson(3, (n_cells, n_genes)) * (random.random((n_cells, n_genes)) < density)
+        obs = pd.DataFrame(
+            {
+                "batch": np.repeat(list(sizes), list(sizes.values())),
+                "celltype": random.choice(["T cell", "B cell"], n_cells),
+            },
+            index=[f"cell{number}" for number in range(n_cells)],
+        )
+        var = pd.DataFrame(index=[f"gene{number}" for number in range(n_genes)])
+        return ad.AnnData(X=sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+
+    return make

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import io as scipy_io
+from scipy import sparse
+
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UnsupportedError
+from discern.preprocessing import merge_data_sets, read_raw_input
+from discern.reading import dataset_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+COUNTS = np.array([[1, 0, 2], [0, 3, 0]])
+"""2 cells x 3 genes."""
+
+
+def _assert_is_counts(adata: ad.AnnData, genes: list[str], cells: list[str]) -> None:
+    assert sparse.issparse(adata.X)
+    np.testing.assert_array_equal(adata.X.toarray(), COUNTS)
+    assert list(adata.var_names) == genes
+    assert list(adata.obs_names) == cells
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".tsv", ".csv", ".csv.gz", ".tsv.gz"])
+def test_tables_are_genes_x_cells(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"donor{suffix}"
+    table = pd.DataFrame(COUNTS.T, index=["A", "B", "A"], columns=["c1", "c2"])
+    table.to_csv(path, sep="," if "csv" in suffix else "\t")
+    _assert_is_counts(read_raw_input(path), ["A", "B", "A-1"], ["c1", "c2"])
+
+
+def test_table_whose_header_names_only_the_cells(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("c1\tc2\nA\t1\t0\nB\t0\t3\nC\t2\t0\n")
+    _assert_is_counts(read_raw_input(tmp_path / "r.txt"), ["A", "B", "C"], ["c1", "c2"])
+
+
+@pytest.mark.parametrize("barcodes", [True, False])
+def test_folder_of_10x_version_2(tmp_path: Path, barcodes: bool) -> None:
+    scipy_io.mmwrite(tmp_path / "matrix.mtx", sparse.coo_matrix(COUNTS.T))
+    (tmp_path / "genes.tsv").write_text("ENSG1\tA\nENSG2\tB\nENSG3\tA\n")
+    if barcodes:
+        (tmp_path / "barcodes.tsv").write_text("AAC-1\nGGT-1\n")
+    adata = read_raw_input(tmp_path)
+    _assert_is_counts(adata, ["A", "B", "A-1"], ["AAC-1", "GGT-1"] if barcodes else ["0", "1"])
+    assert list(adata.var["gene_ids"]) == ["ENSG1", "ENSG2", "ENSG3"]
+
+
+def test_folder_of_10x_version_3_keeps_gene_expression(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "matrix.mtx.gz", "wb") as file:
+        scipy_io.mmwrite(file, sparse.coo_matrix(np.vstack([COUNTS.T, [[7, 7]]])))
+    kinds = ["Gene Expression"] * 3 + ["Antibody Capture"]
+    with gzip.open(tmp_path / "features.tsv.gz", "wt") as file:
+        file.writelines(f"ENSG{i}\t{name}\t{kind}\n" for i, (name, kind) in enumerate(zip("ABCD", kinds, strict=True)))
+    with gzip.open(tmp_path / "barcodes.tsv.gz", "wt") as file:
+        file.write("AAC-1\nGGT-1\n")
+    _assert_is_counts(read_raw_input(tmp_path), ["A", "B", "C"], ["AAC-1", "GGT-1"])
+
+
+def test_10x_h5(tmp_path: Path) -> None:
+    genes = sparse.csc_matrix(COUNTS.T)
+    with h5py.File(tmp_path / "cells.h5", "w") as file:
+        group = file.create_group("matrix")
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(genes, name)
+        group["shape"] = genes.shape
+        group["barcodes"] = np.array([b"AAC-1", b"GGT-1"])
+        features = group.create_group("features")
+        features["id"] = np.array([b"ENSG1", b"ENSG2", b"ENSG3"])
+        features["name"] = np.array([b"A", b"B", b"A"])
+        features["feature_type"] = np.array([b"Gene Expression"] * 3)
+        features["genome"] = np.array([b"hg38"] * 3)
+    _assert_is_counts(read_raw_input(tmp_path / "cells.h5"), ["A", "B", "A-1"], ["AAC-1", "GGT-1"])
+
+
+def test_loom(tmp_path: Path) -> None:
+    loompy = pytest.importorskip("loompy")
+    loompy.create(
+        str(tmp_path / "cells.loom"), COUNTS.T, {"Gene": np.array(["A", "B", "C"])}, {"CellID": np.array(["c1", "c2"])}
+    )
+    _assert_is_counts(read_raw_input(tmp_path / "cells.loom"), ["A", "B", "C"], ["c1", "c2"])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore:.*zarr v[23]")  # of anndata, about its future default
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")  # made here on purpose
+def test_anndata_files(tmp_path: Path, suffix: str) -> None:
+    adata = ad.AnnData(
+        sparse.csr_matrix(COUNTS.astype(np.uint16)),
+        obs=pd.DataFrame(index=["c1", "c2"]),
+        var=pd.DataFrame(index=["A", "B", "A"]),
+    )
+    path = tmp_path / f"cells{suffix}"
+    adata.write_h5ad(path) if suffix == ".h5ad" else adata.write_zarr(path)
+    read = read_raw_input(path)
+    _assert_is_counts(read, ["A", "B", "A-1"], ["c1", "c2"])
+    assert read.X.dtype == np.uint16
+
+
+@pytest.mark.parametrize("name", ["cells.rds", "cells", "folder/"])
+def test_unknown_format_names_the_path_and_what_is_supported(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name.endswith("/") else path.write_text("?")
+    with pytest.raises(ValueError, match=rf"{path.name}: unknown format; expected \.h5ad, .*matrix\.mtx"):
+        read_raw_input(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.h5ad: no such file or folder"):
+        read_raw_input(tmp_path / "none.h5ad")
+
+
+@pytest.mark.parametrize("name", ["c.h5ad", "c.h5", "c.loom", "c.csv", "c.txt", "c.csv.gz", "folder.h5ad/"])
+def test_corrupt_file_is_named(tmp_path: Path, name: str) -> None:
+    if name.startswith("c.loom"):
+        pytest.importorskip("loompy")
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_bytes(b"x,c1\nA,one\n" if ".csv" in name else b"\x89 nothing of the kind \x00")
+    with pytest.raises(InvalidInputError, match=rf"{path.name}: "):
+        read_raw_input(path)
+
+
+def test_folder_whose_files_disagree(tmp_path: Path) -> None:
+    scipy_io.mmwrite(tmp_path / "matrix.mtx", sparse.coo_matrix(COUNTS.T))
+    with pytest.raises(InvalidInputError, match=r"expected genes\.tsv or features\.tsv\.gz"):
+        read_raw_input(tmp_path)
+    (tmp_path / "genes.tsv").write_text("ENSG1\tA\n")
+    with pytest.raises(InvalidInputError, match=r"expected a matrix of 1 genes x any number of cells .* got 3 x 2"):
+        read_raw_input(tmp_path)
+
+
+def test_name_of_a_dataset() -> None:
+    assert dataset_name("raw/celseq2.h5ad") == "celseq2"
+
+
+def test_merge_takes_common_genes_in_the_first_ones_order(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4}, seed=1)
+    first.var["symbol"] = second.var["symbol"] = [f"S{i}" for i in range(30)]
+    second.var["own"] = 1
+    second.obs["celltype"] = "T cell"
+    second = second[:, ::-1][:, :20].copy()
+    untouched = first.copy(), second.copy()
+    merged = merge_data_sets({"raw/first.h5ad": first, "raw/second.h5ad": second}, {"raw/second.h5ad": "celltype"})
+    common = [gene for gene in first.var_names if gene in set(second.var_names)]
+    assert list(merged.var_names) == common
+    np.testing.assert_array_equal(merged.X[:5].toarray(), first[:, common].X.toarray())
+    np.testing.assert_array_equal(merged.X[5:].toarray(), second[:, common].X.toarray())
+    assert list(merged.obs["dataset"]) == ["first"] * 5 + ["second"] * 4
+    assert list(merged.obs["batch"]) == ["first"] * 5 + ["T cell"] * 4
+    assert merged.uns["DISCERN"]["batch_key"] == dict(zip("01", ["T cell", "first"], strict=True))
+    assert list(merged.var.columns) == ["symbol"]
+    assert merged.obs_names.is_unique
+    for before, after in zip(untouched, (first, second), strict=True):
+        assert (before.X != after.X).nnz == 0
+        pd.testing.assert_frame_equal(before.obs, after.obs)
+
+
+def test_merge_without_common_genes_shows_names_of_both(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4})
+    second.var_names = [f"ENSG{number}" for number in range(30)]
+    with pytest.raises(InvalidInputError, match=r"b: expected genes in common with a, .*'gene0'.*'ENSG0'"):
+        merge_data_sets({"a": first, "b": second}, {})
+
+
+def test_merge_without_the_batch_column_lists_the_columns(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    with pytest.raises(UnknownNameError, match=r"'bacth'.*did you mean 'batch'.*\['batch', 'celltype'\]"):
+        merge_data_sets({"a": make_raw_cells({"x": 5})}, {"a": "bacth"})
+
+
+def test_merge_refuses_cells_without_batch(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    cells = make_raw_cells({"x": 5})
+    cells.obs["donor"] = [None, "d1", "d1", "d2", None]
+    with pytest.raises(InvalidInputError, match="a: expected the batch of every cell, 2 have none in 'donor'"):
+        merge_data_sets({"a": cells}, {"a": "donor"})
+
+
+def test_merge_refuses_two_files_of_one_name(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    cells = make_raw_cells({"x": 5})
+    with pytest.raises(InvalidInputError, match=r"\['a/c\.h5ad', 'b/c\.h5ad'\] are 'c'; rename them"):
+        merge_data_sets({"a/c.h5ad": cells, "b/c.h5ad": cells}, {})
+
+
+def test_merge_refuses_columns_that_occur_twice(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    cells = make_raw_cells({"x": 5})
+    cells.obs = pd.concat([cells.obs, cells.obs[["celltype"]]], axis=1)
+    with pytest.raises(UnsupportedError, match=r"more than once: \['celltype'\]"):
+        merge_data_sets({"a": cells}, {})
