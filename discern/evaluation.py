@@ -1,59 +1,142 @@
-"""How close reconstructed cells come to real cells of the wanted batch. Loads no TensorFlow."""
+"""Measure reconstructed cells against real cells of the wanted batch that training never saw."""
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from discern import progress
+from discern.comparison import METHODS, Comparison, measure
+from discern.errors import MissingFileError, UnknownNameError
+from discern.files import replacing
+from discern.neighbours import NEIGHBOURS, reference_distance
+from discern.projection import CheckMetaData
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from scipy import sparse
+    import anndata
 
+__all__ = ["add_distance", "add_evaluation", "evaluate", "summary"]
 
-def group_means(values: np.ndarray | sparse.spmatrix, labels: pd.Series) -> pd.DataFrame:
-    """Return the mean of each gene in each group of cells.
-
-    Args:
-        values: Log-normalised expression, cells x genes, dense or sparse.
-        labels: The group of each cell, e.g. its type.
-
-    Returns:
-        Groups x genes.
-
-    Example:
-        >>> group_means(np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 1.0]]), pd.Series(["a", "a", "b"])).to_numpy().tolist()
-        [[2.0, 0.0], [5.0, 1.0]]
-    """
-    labels = np.asarray(labels)
-    groups = sorted(pd.unique(labels))
-    return pd.DataFrame([np.asarray(values[labels == group].mean(axis=0)).ravel() for group in groups], index=groups)
+_LOGGER = logging.getLogger(__name__)
 
 
-def agreement(ours: pd.DataFrame, real: pd.DataFrame) -> Mapping[str, float]:
-    """Compare mean expression of groups with that of the same groups in real cells.
+def evaluate(
+    exp_folder: Path, reference: str | None = None, sources: Sequence[str] = (), label: str | None = None
+) -> list[Path]:
+    """Project cells to a reference batch and compare them with its real cells that training did not see.
+
+    All cells of the sources are projected. They are compared with the test cells of the reference (`split == "test"`),
+    or with its validation cells if there are none. Nothing dense of cells x genes is made.
 
     Args:
-        ours: Mean log-normalised expression, groups x genes.
-        real: The same of the real cells.
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        reference: The batch to project to; None for the one with most genes detected in its median cell.
+        sources: The batches to project; none for all others.
+        label: obs column of the cell types; None for `celltype`, if there is one.
 
     Returns:
-        `mean_r`: Pearson correlation over genes, mean over groups. `difference_r`: correlation of the differences
-        between two groups, mean over pairs of groups.
+        The files written, in `evaluation/`: `report.html`, `evaluation.json`, `cells.csv` and `genes.csv`.
+
+    Raises:
+        UserError: If there is no model, or a name does not exist; what an earlier evaluation wrote is kept then.
+    """
+    from discern.estimators.run_exp import setup_exp
+    from discern.io import DISCERNData
+    from discern.report import render
+
+    exp_folder = Path(exp_folder)
+    model, experiment = setup_exp(exp_folder)
+    data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
+    comparison = Comparison.choose(data.obs, reference, sources, label)
+    model.restore_model(exp_folder / "job")
+    evaluation = measure(model, data, comparison)
+    evaluation.figures = {"experiment": exp_folder.name} | evaluation.figures
+    with progress.phase("writing the report"), replacing(exp_folder / "evaluation") as folder:
+        folder.mkdir()
+        evaluation.cells.to_csv(folder / "cells.csv")
+        evaluation.genes.to_csv(folder / "genes.csv")
+        (folder / "evaluation.json").write_text(json.dumps(evaluation.figures, indent=2, allow_nan=False) + "\n")
+        (folder / "report.html").write_text(render(evaluation), encoding="utf-8")
+    names = ("report.html", "evaluation.json", "cells.csv", "genes.csv")
+    return [exp_folder / "evaluation" / name for name in names]
+
+
+def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
+    """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space.
+
+    See `discern.neighbours.reference_distance` for its meaning. A cell that stands out is of a type that the reference
+    lacks, and its reconstruction is not to be trusted.
+
+    Args:
+        adata: Projected cells with `obsm["X_DISCERN"]` and obs `batch` and `split`, those of the reference among them.
+        reference: The batch that is the reference; its training cells are used.
+        k: Neighbours.
+
+    Raises:
+        UnknownNameError: If `adata` does not have these.
+        InvalidInputError: If it has fewer than two training cells of the reference.
+    """
+    missing = [name for name in ("batch", "split") if name not in adata.obs]
+    if missing or "X_DISCERN" not in adata.obsm:
+        wanted = [f"obs[{name!r}]" for name in missing] or ["obsm['X_DISCERN']"]
+        raise UnknownNameError(f"the cells have no {' and '.join(wanted)}: expected the result of `discern project`")
+    CheckMetaData(adata.obs).check(("batch", reference))
+    training = (adata.obs["batch"].astype(str) == reference) & (adata.obs["split"] == "train")
+    adata.obs["discern_distance"] = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), training.to_numpy(), k)
+
+
+def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
+    """Add the columns that `evaluate` wrote for cells and genes.
+
+    obs `discern_distance`; var `discern_rmse` and `discern_r`, error and correlation of each gene in auto-encoded cells
+    that training did not see, and `detection_BATCH`, the share of a batch's cells in which the gene is detected. Cells
+    and genes that the evaluation does not know get NaN.
+
+    Args:
+        adata: Cells of the experiment.
+        exp_folder: EXPERIMENTS_DIR/NAME.
+
+    Raises:
+        MissingFileError: If the experiment was not evaluated.
+    """
+    folder = Path(exp_folder) / "evaluation"
+    for file, target in (("cells.csv", adata.obs), ("genes.csv", adata.var)):
+        if not (folder / file).is_file():
+            raise MissingFileError(f"{folder / file}: no such file; run `discern evaluate` first")
+        table = pd.read_csv(folder / file, index_col=0, dtype={0: str}, keep_default_na=False, na_values=[""])
+        for column in table.columns.difference(["batch", "split"], sort=False):
+            target[column] = table[column].reindex(target.index).to_numpy()
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `evaluation.json` as a table for the terminal.
 
     Example:
-        >>> means = pd.DataFrame([[0.0, 1.0, 2.0], [2.0, 1.0, 3.0]], index=["a", "b"])
-        >>> {name: round(value, 6) for name, value in agreement(means, means).items()}
-        {'mean_r': 1.0, 'difference_r': 1.0}
+        >>> figures = {"reference": {"batch": "b", "split": "test", "held_out_cells": 9}, "label": None,
+        ...            "sources": {"a": {"cells": 5, "methods": {"measured": {"mean_r": 0.5, "mmd": None}}}}}
+        >>> print(summary(figures))
+        5 cells of a as b, against 9 test cells of b
+                                                mean_r       mmd
+        not reconstructed (floor)                0.500         -
     """
-    groups = sorted(set(ours.index) & set(real.index))
-    pairs = list(itertools.combinations(groups, 2))
-    return {
-        "mean_r": float(np.mean([np.corrcoef(ours.loc[g], real.loc[g])[0, 1] for g in groups])),
-        "difference_r": float(
-            np.mean([np.corrcoef(ours.loc[a] - ours.loc[b], real.loc[a] - real.loc[b])[0, 1] for a, b in pairs])
-        ),
-    }
+    reference = figures["reference"]
+    lines = []
+    for source, found in figures["sources"].items():
+        lines.append(
+            f"{found['cells']} cells of {source} as {reference['batch']}, against {reference['held_out_cells']} "
+            f"{reference['split']} cells of {reference['batch']}"
+        )
+        widths = {name: max(8, len(name)) for values in found["methods"].values() for name in values}
+        lines.append(" " * 36 + "".join(f"  {name:>{width}}" for name, width in widths.items()))
+        for method, values in found["methods"].items():
+            cells = ("-" if values[name] is None else f"{values[name]:.3f}" for name in widths)
+            texts = (f"  {cell:>{width}}" for cell, width in zip(cells, widths.values(), strict=True))
+            lines.append(f"{METHODS[method]:36}{''.join(texts)}")
+    return "\n".join(lines)

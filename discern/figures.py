@@ -172,6 +172,8 @@ def histogram_png(groups: Mapping[str, np.ndarray], colours: Mapping[str, str], 
         colours: Name -> colour.
         label: Name of the x axis, which is logarithmic.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     groups = {name: values[values > 0] for name, values in groups.items() if (values > 0).any()}
     figure = _figure(5.2, 3.2)
     axis = figure.subplots()
@@ -183,8 +185,9 @@ def histogram_png(groups: Mapping[str, np.ndarray], colours: Mapping[str, str], 
             share = np.full(len(part), 1 / len(part))
             axis.hist(part, bins, weights=share, histtype="step", color=colours[name], linewidth=1.5)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}" if high / low < 20 else "")
+        axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(label, parse_math=False)
     axis.set_ylabel("share of the cells")
     return _png(figure)

@@ -11,6 +11,9 @@ from discern.errors import InvalidInputError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+#: Reference cells to which the distance of a cell is the mean.
+NEIGHBOURS = 5
+
 #: Reference cells that distances are measured to; more do not change them by much.
 _REFERENCE_CELLS = 20_000
 
@@ -22,7 +25,9 @@ def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None)
     return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors(queries)
 
 
-def reference_distance(latent: npt.NDArray, is_reference: npt.NDArray, k: int = 10, seed: int = 0) -> npt.NDArray:
+def reference_distance(
+    latent: npt.NDArray, is_reference: npt.NDArray, k: int = NEIGHBOURS, seed: int = 0
+) -> npt.NDArray:
     """Return how far each cell is from the reference, in units of a reference cell's usual distance from its like.
 
     The mean Euclidean distance in latent space to the `k` nearest reference cells (a cell's own is not counted),

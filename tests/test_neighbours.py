@@ -43,7 +43,7 @@ def test_a_large_reference_is_sampled(monkeypatch):
     sampled = reference_distance(latent, is_reference)
 
     assert not np.array_equal(sampled, exact)
-    assert np.corrcoef(sampled, exact)[0, 1] > 0.95
+    assert np.corrcoef(sampled, exact)[0, 1] > 0.9
     np.testing.assert_array_equal(sampled, reference_distance(latent, is_reference))
 
 
