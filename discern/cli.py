@@ -205,6 +205,28 @@ def project(
 
 @cli.command()
 @_parameters_file
+@click.option("--reference", metavar="BATCH", help="Batch to project to; by default the one with most genes per cell.")
+@click.option("--source", multiple=True, metavar="BATCH", help="Batch to project; by default all others. Repeatable.")
+@click.option("--label", metavar="COLUMN", help="obs column of the cell types; by default celltype, if there is one.")
+@_everywhere
+def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], label: str | None) -> int:
+    """Compare reconstructed cells of each experiment with real ones that training did not see."""
+    loaded = _load(parameters)
+    _log_to(loaded.experiments_dir)
+    _start_tensorflow()
+    from discern import evaluation
+    from discern.estimators.run_exp import DISCERNRunner
+
+    kwargs = {"reference": reference, "sources": source, "label": label}
+    results = DISCERNRunner(debug=_debug())(func=evaluation.evaluate, parameters=loaded, kwargs=kwargs)
+    for name, paths in results.items():
+        if not isinstance(paths, Exception):
+            click.echo(f"{name}:\n{evaluation.summary(json.loads((paths[0].parent / 'evaluation.json').read_text()))}")
+    return _close(results, "open report.html in a browser")
+
+
+@cli.command()
+@_parameters_file
 @click.option(
     "--filename",
     multiple=True,
