@@ -64,22 +64,19 @@ def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchange
         >>> [layer.trainable for layer in model.layers]
         [True, False]
     """
-    pairs = list(zip(_leaves(old_model), _leaves(new_model), strict=False))
-    for old, new in pairs:
-        shapes = (
-            [tuple(variable.shape) for variable in old.weights],
-            [tuple(variable.shape) for variable in new.weights],
+    trained, layers = _leaves(old_model), _leaves(new_model)
+    if len(trained) != len(layers):
+        raise InvalidInputError(
+            f"the trained network has {len(trained)} layers with weights, the parameters describe {len(layers)}"
         )
+    pairs = list(zip(trained, layers, strict=True))
+    for old, new in pairs:
+        shapes = [[tuple(variable.shape) for variable in layer.weights] for layer in (old, new)]
         if len(shapes[0]) != len(shapes[1]) or not all(map(_fits, *shapes)):
             raise InvalidInputError(
                 f"layer {new.name}: the trained weights of shape {shapes[0]} do not fit {shapes[1]}; the parameters "
                 "describe another network than the trained one"
             )
-    if len(_leaves(old_model)) != len(_leaves(new_model)):
-        raise InvalidInputError(
-            f"the trained network has {len(_leaves(old_model))} layers with weights, the parameters describe "
-            f"{len(_leaves(new_model))}"
-        )
     grown = [
         new for old, new in pairs if any(a.shape != b.shape for a, b in zip(old.weights, new.weights, strict=True))
     ]
@@ -133,9 +130,9 @@ class _KeepRows(keras.constraints.Constraint):
 def _take_over_state(old: keras.Model, new: keras.Model) -> None:
     """Give the optimiser of `new` the state of that of `old`; rows of new labels start at zero.
 
-    With the moments come the number of steps: without it RectifiedAdam would begin with steps that no variance scales,
-    too large for weights that are trained already. With a schedule of the learning rate all starts afresh, for at its
-    end it may be zero.
+    With the moments comes the number of steps: RectifiedAdam would else begin with steps that no variance scales, too
+    large for weights that are trained already. With a schedule of the learning rate all starts afresh, for at its end
+    it may be zero. (Where the old weights are frozen there is nothing to take over, and large first steps are welcome.)
     """
     optimizer = getattr(new.optimizer, "optimizer", new.optimizer)
     trained = getattr(old.optimizer, "optimizer", old.optimizer)
@@ -241,7 +238,8 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
     model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
     update_model(trained.wae_model, model.wae_model, freeze)
     model.compile(model.get_optimizer())
-    _take_over_state(trained.wae_model, model.wae_model)
+    if not freeze:
+        _take_over_state(trained.wae_model, model.wae_model)
     callbacks = create_callbacks(
         training.get("early_stopping"),
         folder,
