@@ -45,6 +45,9 @@ METHODS = {
     "real": "other real reference cells (ceiling)",
 }
 
+#: The same in a word, for the heads of tables.
+SHORT = {"measured": "floor", "X": "X", "estimated_counts": "estimated_counts", "real": "ceiling"}
+
 #: The figures of each method -> in words.
 FIGURES = {
     "mean_r": "r of means",

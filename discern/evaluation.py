@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from discern import progress
-from discern.comparison import METHODS, Comparison, measure
+from discern.comparison import FIGURES, SHORT, Comparison, measure
 from discern.errors import MissingFileError, UnknownNameError
 from discern.files import replacing
 from discern.neighbours import NEIGHBOURS, reference_distance
@@ -119,24 +119,25 @@ def summary(figures: Mapping[str, Any]) -> str:
     """Return the figures of `evaluation.json` as a table for the terminal.
 
     Example:
-        >>> figures = {"reference": {"batch": "b", "split": "test", "held_out_cells": 9}, "label": None,
-        ...            "sources": {"a": {"cells": 5, "methods": {"measured": {"mean_r": 0.5, "mmd": None}}}}}
+        >>> figures = {"reference": {"batch": "b", "split": "test", "held_out_cells": 9},
+        ...            "sources": {"a": {"cells": 5, "methods": {"measured": {"mean_r": 0.5}, "X": {"mean_r": None}}}}}
         >>> print(summary(figures))
         5 cells of a as b, against 9 test cells of b
-                                                mean_r       mmd
-        not reconstructed (floor)                0.500         -
+                                  floor                 X
+        r of means                0.500                 -
     """
     reference = figures["reference"]
     lines = []
     for source, found in figures["sources"].items():
+        methods = found["methods"]
         lines.append(
             f"{found['cells']} cells of {source} as {reference['batch']}, against {reference['held_out_cells']} "
             f"{reference['split']} cells of {reference['batch']}"
         )
-        widths = {name: max(8, len(name)) for values in found["methods"].values() for name in values}
-        lines.append(" " * 36 + "".join(f"  {name:>{width}}" for name, width in widths.items()))
-        for method, values in found["methods"].items():
-            cells = ("-" if values[name] is None else f"{values[name]:.3f}" for name in widths)
-            texts = (f"  {cell:>{width}}" for cell, width in zip(cells, widths.values(), strict=True))
-            lines.append(f"{METHODS[method]:36}{''.join(texts)}")
+        lines.append(" " * 16 + "".join(f"{SHORT[method]:>18}" for method in methods))
+        for name, words in FIGURES.items():
+            values = [methods[method].get(name) for method in methods if name in methods[method]]
+            if values:
+                texts = ("-" if value is None else f"{value:.3f}" for value in values)
+                lines.append(f"{words:16}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from discern.comparison import FIGURES, METHODS
+from discern.comparison import FIGURES, METHODS, SHORT
 from discern.figures import cells_png, histogram_png, means_png, palette, reliability_png, umap_coordinates
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _method_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
 def _types_table(types: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     methods = list(METHODS)
     header = ["cell type", "cells", "real cells"]
-    header += [f"{FIGURES[name]}: {_short(method)}" for name in ("mean_r", "mean_rmse") for method in methods]
+    header += [f"{FIGURES[name]}: {SHORT[method]}" for name in ("mean_r", "mean_rmse") for method in methods]
     rows = []
     for name, found in types.items():
         counts = [f"{found['measured'][key]:,}" for key in ("cells", "real_cells")]
@@ -124,7 +124,7 @@ def _types_table(types: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> str:
     methods = list(METHODS)
     names = ("difference_r", "t_rho", "top200")
-    header = ["pair", *(f"{FIGURES[name]}: {_short(method)}" for name in names for method in methods)]
+    header = ["pair", *(f"{FIGURES[name]}: {SHORT[method]}" for name in names for method in methods)]
     rows = [
         (
             " / ".join(pair["types"]),
@@ -247,10 +247,6 @@ def _legend(colours: Mapping[Any, str]) -> str:
         f'<span><i style="background:{colour}"></i>{_escape(name)}</span> ' for name, colour in colours.items()
     )
     return f'<p class="legend">{items}</p>'
-
-
-def _short(method: str) -> str:
-    return {"measured": "floor", "real": "ceiling"}.get(method, method)
 
 
 def _escape(value: Any) -> str:

@@ -243,7 +243,7 @@ def test_without_labels_all_cells_are_one_type():
     assert found["methods"]["X"]["mmd"] is not None
     assert 0 < found["neighbours_kept"]["expected"] < found["neighbours_kept"]["latent"] <= 1
     assert "No cell types are known" in report.render(result)
-    assert "difference_r" in summary(result.figures)
+    assert "r of differences                 -" in summary(result.figures)
 
 
 def test_test_cells_come_before_validation_cells():
@@ -335,13 +335,15 @@ def test_add_evaluation_goes_by_name(tmp_path):
         add_evaluation(adata, tmp_path / "other")
 
 
-def test_summary_aligns_its_columns(figures):
+def test_summary_fits_a_terminal_and_aligns_its_columns(figures):
     first, header, *rows = summary(figures).splitlines()
 
     assert first == "110 cells of dropseq as celseq2, against 22 valid cells of celseq2"
-    assert len(rows) == len(METHODS)
+    assert header.split() == ["floor", "X", "estimated_counts", "ceiling"]
+    assert len(rows) == 8
     assert {len(row) for row in rows} == {len(header)}
-    assert rows[0].split()[-1] == "1.000"
+    assert len(header) <= 90
+    assert rows[-1].split()[:2] == ["AUC", "1.000"]
 
 
 @pytest.mark.slow
@@ -367,3 +369,25 @@ def test_a_line_that_the_reference_lacks_stands_out(tmp_path):
     source = (data.obs["batch"] == "dropseq").to_numpy()
     distance = reference_distance(latent, training.to_numpy())[source]
     assert roc_auc_score(data.obs["celltype"][source] == line, distance) > 0.9
+
+
+def test_the_command_hands_its_options_on_and_shows_the_figures(experiment, monkeypatch):
+    from click.testing import CliRunner
+
+    from discern import cli, evaluation
+
+    calls = []
+
+    def record(folder, **kwargs):
+        calls.append((folder, kwargs))
+        return [experiment / "evaluation" / "report.html"]
+
+    monkeypatch.setattr(evaluation, "evaluate", record)
+    monkeypatch.setattr(cli.logs, "configure", lambda *args: None)
+    options = ["--reference", "celseq2", "--source", "dropseq", "--source", "other", "--label", "celltype"]
+    result = CliRunner().invoke(cli.cli, ["evaluate", str(experiment / "parameters.json"), *options])
+
+    assert result.exit_code == 0, result.output
+    assert calls == [(experiment, {"reference": "celseq2", "sources": ("dropseq", "other"), "label": "celltype"})]
+    assert "original:\n110 cells of dropseq as celseq2" in result.stdout
+    assert "estimated_counts" in result.stdout
