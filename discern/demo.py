@@ -60,13 +60,15 @@ def run_demo(output: Path) -> str:
 
     file = write_demo_inputs(output)
     parameters = load_parameters(file)
-    process(parameters, force=True)
-    runner = DISCERNRunner(debug=True)
+    (name,) = parameters.experiments
+    processed = process(parameters, force=True)[name]
+    if isinstance(processed, Exception):
+        raise processed
+    runner = DISCERNRunner(debug=True)  # lets an error pass
     runner(run_train, parameters)
     metadata = {"metadata": [("batch", REFERENCE)], "infile": None, "all_batches": False, "store_sigmas": False}
     runner(run_projection, parameters, metadata)
-    (name,) = parameters.experiments
-    return compare(parameters.experiments_dir / name, output)
+    return compare(parameters.folder(name), output)
 
 
 def compare(experiment: Path, output: Path) -> str:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import sys
 import time
+from collections.abc import Sized
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
 
 def track(items: Iterable[_T], description: str, total: float | None = None) -> Iterator[_T]:
     """Iterate over `items` while showing how far it is."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with phase(description, total) as advance:
         for item in items:

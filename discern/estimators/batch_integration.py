@@ -57,6 +57,7 @@ class DISCERN:
         xla: Whether the training step is compiled with XLA.
         precision: "float32" or "mixed_bfloat16".
         seed: Seed of initial weights and of the noise in training; None for a fresh one each time.
+        distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
 
     Attributes:
         wae_model: The Keras model, None before it is built.
@@ -92,6 +93,7 @@ class DISCERN:
         xla: bool = False,
         precision: str = "float32",
         seed: int | None = None,
+        distribute: str = "none",
     ) -> None:
         norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
@@ -122,6 +124,7 @@ class DISCERN:
         self.xla = xla
         self.precision = precision
         self.seed = seed
+        self.strategy = tf.distribute.MirroredStrategy() if distribute == "mirrored" else tf.distribute.get_strategy()
         self.wae_model: keras.Model | None = None
         self.start_step = 0
         self.scaling: tuple[np.ndarray, np.ndarray] | None = None
@@ -148,6 +151,7 @@ class DISCERN:
             xla=training.get("XLA", False),
             precision=training.get("precision", "float32"),
             seed=training.get("seed"),
+            distribute=training.get("distribute", "none"),
         )
 
     @property
@@ -176,27 +180,28 @@ class DISCERN:
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         common = {"activation_fn": self.activation_fn, "n_labels": n_labels, "dtype": self.precision}
-        encoder = utilities_wae.create_encoder(
-            latent_dim=self.latent_dim,
-            enc_layers=self.encoder_config["layers"],
-            enc_norm_type=self.encoder_config["norm_type"],
-            input_dim=n_genes,
-            regularization=self.encoder_config["regularization"],
-            conditional_regularization=self.encoder_config.get("conditional_regularization"),
-            **common,
-        )
-        decoder = utilities_wae.create_decoder(
-            latent_dim=self.latent_dim,
-            output_cells_dim=n_genes,
-            dec_layers=self.decoder_config["layers"],
-            dec_norm_type=self.decoder_config["norm_type"],
-            output_fn=self.output_fn,
-            regularization=self.decoder_config["regularization"],
-            output_lsn=self.output_lsn,
-            conditional_regularization=self.decoder_config.get("conditional_regularization"),
-            **common,
-        )
-        self.wae_model = utilities_wae.create_model(encoder, decoder, total_number_cells=scale)
+        with self.strategy.scope():
+            encoder = utilities_wae.create_encoder(
+                latent_dim=self.latent_dim,
+                enc_layers=self.encoder_config["layers"],
+                enc_norm_type=self.encoder_config["norm_type"],
+                input_dim=n_genes,
+                regularization=self.encoder_config["regularization"],
+                conditional_regularization=self.encoder_config.get("conditional_regularization"),
+                **common,
+            )
+            decoder = utilities_wae.create_decoder(
+                latent_dim=self.latent_dim,
+                output_cells_dim=n_genes,
+                dec_layers=self.decoder_config["layers"],
+                dec_norm_type=self.decoder_config["norm_type"],
+                output_fn=self.output_fn,
+                regularization=self.decoder_config["regularization"],
+                output_lsn=self.output_lsn,
+                conditional_regularization=self.decoder_config.get("conditional_regularization"),
+                **common,
+            )
+            self.wae_model = utilities_wae.create_model(encoder, decoder, total_number_cells=scale)
         self.start_step = 0
         self._make_functions()
 
@@ -238,8 +243,10 @@ class DISCERN:
         if decay:
             decay = dict(decay)
             schedule = get_function_by_name(decay.pop("name"))
-            config["learning_rate"] = _make(schedule, decay | {"initial_learning_rate": config["learning_rate"]})
-        optimizer = _make(get_function_by_name(algorithm), config)
+            decay.setdefault("initial_learning_rate", config.get("learning_rate", 1e-3))
+            config["learning_rate"] = _make(schedule, decay)
+        with self.strategy.scope():
+            optimizer = _make(get_function_by_name(algorithm), config)
         if lookahead:
             from discern.estimators.optimizers import Lookahead
 
@@ -258,22 +265,23 @@ class DISCERN:
         """
         model = self._built()
         mean, std = self.scaling or (np.float32(0), np.float32(1))
-        model.compile(
-            optimizer=optimizer,
-            loss={
-                "decoder_counts": losses.reconstruction_loss(self.reconstruction_loss),
-                "decoder_dropouts": losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
-                "mmdpp": losses.DummyLoss(),
-                "sigma_regularization": losses.DummyLoss(),
-            },
-            loss_weights={
-                "decoder_counts": scale,
-                "decoder_dropouts": self.weighting_decoder_dropout,
-                "mmdpp": self.wae_lambda,
-                "sigma_regularization": self.weighting_random_encoder,
-            },
-            jit_compile=self.xla,
-        )
+        with self.strategy.scope():
+            model.compile(
+                optimizer=optimizer,
+                loss={
+                    "decoder_counts": losses.reconstruction_loss(self.reconstruction_loss),
+                    "decoder_dropouts": losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
+                    "mmdpp": losses.DummyLoss(),
+                    "sigma_regularization": losses.DummyLoss(),
+                },
+                loss_weights={
+                    "decoder_counts": scale,
+                    "decoder_dropouts": self.weighting_decoder_dropout,
+                    "mmdpp": self.wae_lambda,
+                    "sigma_regularization": self.weighting_random_encoder,
+                },
+                jit_compile=self.xla and self.strategy.num_replicas_in_sync == 1,
+            )
 
     def prepare(self, inputdata: DISCERNData) -> None:
         """Build and compile the network for these cells, or check that it fits them if it is there already.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from discern.errors import MissingFileError, UserError
+from discern import logs
+from discern.errors import MissingFileError
 from discern.files import finish_publishing, locked
 from discern.projection import CheckMetaData
 
@@ -78,7 +79,7 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
         input_path: Processed cells to train on in place of the experiment's own.
 
     Returns:
-        The model file.
+        The model file; nothing if the model has been trained for so many epochs already.
 
     Raises:
         UserError: If the folder, the data or the model cannot be used; nothing is changed then.
@@ -102,7 +103,7 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
                 model.start_step,
                 epochs,
             )
-            return [job / "last_model.h5"]
+            return []
     callbacks = create_callbacks(
         training.get("early_stopping"),
         exp_folder,
@@ -121,7 +122,7 @@ def run_projection(
     all_batches: bool,
     store_sigmas: bool,
 ) -> list[Path]:
-    """Reconstruct the cells of an experiment, see SPEC of the labels in `discern.projection`.
+    """Reconstruct the cells of an experiment; `discern.projection.target_labels` says what the metadata mean.
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME, trained.
@@ -205,20 +206,19 @@ class DISCERNRunner:
         Returns:
             For each experiment the files written, or the exception that ended it.
         """
-        folders = [parameters.experiments_dir / name for name in parameters.experiments]
+        folders = {name: parameters.folder(name) for name in parameters.experiments}
         if self.debug:
-            return {folders[0].name: _locked_run(folders[0], func, kwargs)}
+            name = next(iter(folders))
+            return {name: _locked_run(folders[name], func, kwargs)}
         gpus = self._usable_gpus(parameters) if len(folders) > 1 else []
         if len(gpus) > 1:
-            return self._run_on_gpus(folders, gpus, func, kwargs)
+            return _run_on_gpus(folders, gpus, func, kwargs)
         results: dict[str, list[Path] | Exception] = {}
-        for folder in folders:
+        for name, folder in folders.items():
             try:
-                results[folder.name] = _locked_run(folder, func, kwargs)
+                results[name] = _locked_run(folder, func, kwargs)
             except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
-                results[folder.name] = error
-                if len(folders) > 1:
-                    _report(folder.name, error)
+                results[name] = error
         return results
 
     def _usable_gpus(self, parameters: Parameters) -> list[int]:
@@ -230,32 +230,31 @@ class DISCERNRunner:
 
         return list(range(len(tf.config.list_physical_devices("GPU"))))
 
-    @staticmethod
-    def _run_on_gpus(
-        folders: Sequence[Path], gpus: Sequence[int], func: Callable[..., Any], kwargs: Mapping[str, Any] | None
-    ) -> dict[str, list[Path] | Exception]:
-        context = multiprocessing.get_context("spawn")
-        results: dict[str, list[Path] | Exception] = {}
-        with (
-            context.Manager() as manager,
-            ProcessPoolExecutor(len(gpus), mp_context=context, max_tasks_per_child=1) as pool,
-        ):
-            queue = manager.Queue()
-            for gpu in gpus:
-                queue.put(gpu)
-            running = {
-                pool.submit(run_exp_multiprocess, folder, queue, _locked_run, {"func": func, "kwargs": kwargs}): folder
-                for folder in folders
-            }
-            for done in as_completed(running):
-                name = running[done].name
-                try:
-                    results[name] = done.result()
-                    _LOGGER.info("%s: done", name)
-                except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
-                    results[name] = error
-                    _report(name, error)
-        return {folder.name: results[folder.name] for folder in folders}
+
+def _run_on_gpus(
+    folders: Mapping[str, Path], gpus: Sequence[int], func: Callable[..., Any], kwargs: Mapping[str, Any] | None
+) -> dict[str, list[Path] | Exception]:
+    """Run each experiment in a process of its own, as many at once as there are GPUs."""
+    context = multiprocessing.get_context("spawn")
+    results: dict[str, list[Path] | Exception] = {}
+    with context.Manager() as manager, logs.collecting(context) as messages, ThreadPoolExecutor(len(gpus)) as threads:
+        free = manager.Queue()
+        for gpu in gpus:
+            free.put(gpu)
+
+        def run(name: str) -> list[Path]:
+            # A pool of one for each experiment: a process that is killed takes no other experiment with it.
+            with ProcessPoolExecutor(1, context, initializer=logs.forward, initargs=(messages, name)) as process:
+                arguments = {"func": func, "kwargs": kwargs}
+                return process.submit(run_exp_multiprocess, folders[name], free, _locked_run, arguments).result()
+
+        running = {name: threads.submit(run, name) for name in folders}
+        for name, future in running.items():
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            results[name] = error if error is not None else future.result()
+    return results
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
@@ -263,7 +262,3 @@ def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str,
         raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")
     with locked(exp_folder):
         return func(exp_folder, **dict(kwargs or {}))
-
-
-def _report(name: str, error: Exception) -> None:
-    _LOGGER.error("%s failed: %s", name, error, exc_info=None if isinstance(error, UserError) else error)
