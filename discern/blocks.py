@@ -6,7 +6,7 @@ blocks of rows, read when they are needed. Nothing here makes a dense matrix of 
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,12 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from discern.errors import InvalidInputError, MissingFileError
+from discern.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Undo = Callable[[np.ndarray], np.ndarray]
-
-_LOGGER = logging.getLogger(__name__)
 
 Matrix = Any
 """A matrix of cells x genes: ndarray, scipy.sparse matrix or dask array."""
@@ -112,6 +111,11 @@ def iter_blocks(X: Matrix, cells: int | None = None) -> Iterator[tuple[slice, sp
     for block in _regrouped(X, cells):
         yield slice(start, start + block.shape[0]), block
         start += block.shape[0]
+
+
+def track_blocks(X: Matrix, description: str) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Iterate like `iter_blocks` while showing how far it is."""
+    return track(iter_blocks(X), description, total=math.ceil(X.shape[0] / rows_per_block(X.shape[1])))
 
 
 def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.blocks import estimate_csr_nbytes, is_lazy, iter_blocks, memory_budget
+from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.functions import clamp_cpus
@@ -151,7 +151,7 @@ class WAERecipe:
         n_genes = np.zeros(adata.n_obs, dtype=np.int64)
         n_cells = np.zeros(adata.n_vars, dtype=np.int64)
         whole = True
-        for rows, block in track(iter_blocks(adata.X), "filtering"):
+        for rows, block in track_blocks(adata.X, "filtering"):
             _check_counts(block.data)
             whole = whole and bool((block.data == np.floor(block.data)).all())
             n_genes[rows] = np.diff(block.indptr)
@@ -211,7 +211,7 @@ class WAERecipe:
         """
         adata = self.sc_raw
         if is_lazy(adata.X):
-            totals = np.concatenate([_totals(block) for _, block in track(iter_blocks(adata.X), "total counts")])
+            totals = np.concatenate([_totals(block) for _, block in track_blocks(adata.X, "total counts")])
             X = adata.X.map_blocks(_normalised, scale, dtype=np.float32, meta=_META)
         else:
             totals = _totals(adata.X)
@@ -315,7 +315,7 @@ class WAERecipe:
         adata.var["pca_genes"] = genes
         columns = np.flatnonzero(genes)
         covariance = np.zeros((len(columns), len(columns)))
-        for rows, block in track(iter_blocks(adata.X), "principal components"):
+        for rows, block in track_blocks(adata.X, "principal components"):
             values = self._standardised(block[chosen[rows]][:, columns], columns)
             covariance += values.T @ values
         pcs = min(pcs, len(columns), max(1, logged.cells - 1))
@@ -366,7 +366,7 @@ class WAERecipe:
         points = np.concatenate(
             [
                 self._standardised(block[_inside(cells, rows)][:, columns], columns) @ axes
-                for rows, block in track(iter_blocks(adata.X), "kernel width")
+                for rows, block in track_blocks(adata.X, "kernel width")
             ]
         )
         neighbours = math.ceil(min(len(cells) / 2, neighbors_mmd))
@@ -392,7 +392,7 @@ class WAERecipe:
         """Write the processed cells to `processed_data/concatenated_data.h5ad` in the folder of an experiment."""
         adata = self.sc_raw
         adata.uns["DISCERN_format"] = dict(FORMAT)
-        blocks = ({"X": block} for _, block in track(iter_blocks(adata.X), "writing cells"))
+        blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))
         write_blocks(Path(job_dir) / "processed_data" / "concatenated_data.h5ad", adata, blocks)
 
     def dump_tf_records(self, path: str | Path) -> None:

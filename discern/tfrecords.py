@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from discern.blocks import iter_blocks
+from discern.blocks import track_blocks
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.functions import prepare_train_valid
-from discern.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,7 +162,7 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
         write = {
             part: stack.enter_context(writer.shards(name, int((split == part).sum()))) for name, part in SPLITS.items()
         }
-        for rows, block in track(iter_blocks(adata.X), "writing records"):
+        for rows, block in track_blocks(adata.X, "writing records"):
             for part, record in zip(split[rows], serialise(block, codes[rows]), strict=True):
                 if part in write:
                     write[part](record)

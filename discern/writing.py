@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 _CHUNK_BYTES = 2**20
-_SMALLEST = {"f": np.dtype(np.float32), "u": np.dtype(np.uint8), "i": np.dtype(np.int8)}
+_SMALLEST_SPARSE: dict[str, type] = {"f": np.float32, "u": np.uint8, "i": np.int8}
 _FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
@@ -211,7 +211,9 @@ def _write_matrices(
             for key, rows in block.items():
                 name = key if key == "X" else f"layers/{key}"
                 if estimate_csr_nbytes(rows) < rows.shape[0] * rows.shape[1] * dtype.itemsize:
-                    matrices[key] = _Sparse(name, adata.n_vars, np.promote_types(dtype, _SMALLEST[dtype.kind]), make)
+                    matrices[key] = _Sparse(
+                        name, adata.n_vars, np.promote_types(dtype, _SMALLEST_SPARSE[dtype.kind]), make
+                    )
                 else:
                     matrices[key] = _Dense(name, adata.n_vars, dtype, make)
         if block.keys() != matrices.keys():

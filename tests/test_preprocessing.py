@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from discern import blocks, preprocessing
-from discern.blocks import is_lazy, iter_blocks
+from discern.blocks import estimate_csr_nbytes, is_lazy, iter_blocks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UnsupportedError
 from discern.io import DISCERNData
 from discern.preprocessing import WAERecipe, read_process_serialize
@@ -138,6 +138,33 @@ def test_nothing_to_read() -> None:
 def test_missing_input(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"gone\.h5ad: no such file"):
         WAERecipe(LAX, input_files=[tmp_path / "gone.h5ad"])
+
+
+def test_counts_that_do_not_fit_into_memory_give_the_same(
+    make_raw_cells: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {
+        "filtering": {"min_genes": 14, "min_cells": 60},
+        "scale": {"LSN": 1000},
+        "split": {"valid_cells": 0.2, "test_cells": 0.1},
+    }
+    for number, name in enumerate(("first", "second")):
+        cells = make_raw_cells({name: 100}, seed=number)[:, : 30 - number].copy()
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    files = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
+    wanted = WAERecipe(parameters, input_files=files)().sc_raw
+    monkeypatch.setattr(preprocessing, "memory_budget", lambda: estimate_csr_nbytes(cells.X) + 1000)
+    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 30 * 16)
+    recipe = WAERecipe(parameters, input_files=files)
+    assert is_lazy(recipe.sc_raw.X)
+    found = recipe().sc_raw
+    assert 0 < found.n_obs < 200
+    assert 0 < found.n_vars < 29
+    np.testing.assert_array_equal(_dense(found.X), wanted.X.toarray())
+    pd.testing.assert_frame_equal(found.obs, wanted.obs)
+    pd.testing.assert_frame_equal(found.var, wanted.var)
+    np.testing.assert_allclose(found.varm["PCs"], wanted.varm["PCs"], atol=1e-6)
+    assert found.uns["DISCERN"]["mmd_kernel"]["all"] == pytest.approx(wanted.uns["DISCERN"]["mmd_kernel"]["all"])
 
 
 # --- filtering -------------------------------------------------------------------------------------------------------

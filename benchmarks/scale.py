@@ -1,0 +1,106 @@
+"""Measure time and memory of the commands on generated cells.
+
+    python benchmarks/scale.py 20000 --density 0.18 --steps process train project --epochs 1
+
+Generates the cells once (see `generate_cells.py`), runs each command as a user would, in a process of its own, and
+prints seconds, CPU seconds and the peak of resident memory of the process and its children together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_POLL_SECONDS = 0.05
+_COMMANDS = {"process": ["--force"], "train": [], "project": ["--metadata", "batch:celseq2"]}
+
+
+def children(pid: int) -> list[int]:
+    """Return the process and all its descendants."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, task.read_text().split())
+            except OSError:  # it has just ended
+                continue
+    return found
+
+
+def resident(pid: int) -> int:
+    """Return the resident bytes of the process and its descendants."""
+    pages = 0
+    for process in children(pid):
+        try:
+            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        except OSError:  # it has just ended
+            continue
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measured(command: list[str]) -> tuple[float, float, int]:
+    """Run a command; return its seconds, its CPU seconds and its peak of resident bytes."""
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(_POLL_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - begin, cpu, peak
+
+
+def parameters(folder: Path, cells: Path, epochs: int) -> Path:
+    """Write a parameter file with the published defaults."""
+    experiment = {
+        "input_ds": {
+            "raw_input": {str(cells): "batch"},
+            "filtering": {"min_genes": 400, "min_cells": 3},
+            "scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
+            "split": {"split_seed": 0, "valid_cells": 0.1},
+            "n_cpus_preprocessing": len(os.sched_getaffinity(0)),
+        },
+        "model": {},
+        "training": {"batch_size": 192, "max_steps": epochs, "GPU": []},
+    }
+    file = folder / f"{cells.stem}.json"
+    content = {"exp_param": {"experiments_dir": str(folder / "experiments")}, "experiments": {cells.stem: experiment}}
+    file.write_text(json.dumps(content, indent=2))
+    return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n_cells", type=int, nargs="+")
+    parser.add_argument("--density", type=float, default=0.18, help="share of non-zero entries")
+    parser.add_argument("--steps", nargs="+", choices=list(_COMMANDS), default=["process"])
+    parser.add_argument("--epochs", type=int, default=1, help="of training")
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the cells and the experiments")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for n_cells in arguments.n_cells:
+        cells = arguments.folder / f"cells-{n_cells}-{arguments.density}.h5ad"
+        if not cells.exists():
+            generator = Path(__file__).with_name("generate_cells.py")
+            generate = [sys.executable, str(generator), str(n_cells), str(cells), "--density", str(arguments.density)]
+            subprocess.run(generate, check=True)
+        file = parameters(arguments.folder, cells, arguments.epochs)
+        for step in arguments.steps:
+            seconds, cpu, peak = measured([sys.executable, "-m", "discern", step, str(file), *_COMMANDS[step]])
+            rows.append(f"{n_cells:>9,} {step:<8} {seconds:>8.1f} s {cpu:>8.1f} s CPU {peak / 2**30:>7.2f} GB")
+            print(rows[-1], flush=True)
+    print("\n".join(["    cells command      time      CPU time    peak memory", *rows]))
+
+
+if __name__ == "__main__":
+    main()
