@@ -112,7 +112,9 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     if unfinished:
         _LOGGER.warning("%d trials are unfinished: `discern optimize --resume` goes on with them", unfinished)
     path = search_report.write_report(folder, experiment, parameters.experiments_dir, outcomes, **analysis)
-    return parameters.folder(name) / path.name
+    path = parameters.folder(name) / path.name
+    _LOGGER.info("to train with the best parameters: discern train %s", path)
+    return path
 
 
 def _search_file(parameters: Parameters, name: str) -> Path:
@@ -235,18 +237,49 @@ def _ray(setup: Mapping[str, Any]) -> Iterator[None]:
     if isinstance(level := arguments.get("logging_level"), str):
         arguments["logging_level"] = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     address = arguments.get("address")
-    if address in (None, "local"):
-        arguments = {"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments
-    else:
-        _check_reachable(address)
     try:
-        ray.init(**arguments)
+        if address in (None, "local"):
+            ray.init(**{"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments)
+        else:
+            _connect(address, arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InvalidInputError(f"setup: Ray cannot be {'reached' if address else 'started'}: {error}") from error
+        hint = (
+            ""
+            if address is None
+            else "; where it asks for a token, set RAY_AUTH_MODE=token and have its ~/.ray/auth_token"
+        )
+        raise InvalidInputError(f"setup: Ray cannot be {'reached' if address else 'started'}: {error}{hint}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, arguments: Mapping[str, Any]) -> None:
+    """Connect to a running Ray.
+
+    Ray gives the user's token only to a head node on this machine that it finds itself, not to an address that it is
+    told; so it is asked to find the one at a local address.
+    """
+    import ray
+
+    _check_reachable(address)
+    host, _, port = address.rpartition(":")
+    if host in ("127.0.0.1", "localhost") and not {"RAY_AUTH_MODE", "RAY_ADDRESS"}.intersection(os.environ):
+        try:
+            ray.init(**{**arguments, "address": "auto"})
+        except ConnectionError:
+            if "RAY_AUTH_MODE" in os.environ:
+                raise
+        else:
+            found = ray.get_runtime_context().gcs_address
+            if found.endswith(f":{port}"):
+                return
+            ray.shutdown()
+            raise ConnectionError(
+                f"this machine's head node is at {found}, not at {address}; set RAY_ADDRESS={address}"
+            )
+    ray.init(**arguments)
 
 
 def _check_reachable(address: str) -> None:

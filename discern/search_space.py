@@ -134,10 +134,8 @@ def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Mapping[s
     kept = [leaf for leaf in leaves if leaf.path[:2] != _LOSS or leaf.path[2] in known]
     for leaf in leaves:
         if leaf not in kept:
-            warnings.warn(
-                f"search_space.{leaf.name}: {' and '.join(sorted(losses))} take no such argument: left out",
-                stacklevel=2,
-            )
+            which = " and ".join(sorted(losses))
+            warnings.warn(f"search_space.{leaf.name}: left out, it is no argument of {which}", stacklevel=2)
     return kept
 
 

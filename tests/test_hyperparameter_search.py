@@ -219,7 +219,9 @@ if isinstance(result, Exception):
 
 
 @contextlib.contextmanager
-def driver(folder: Path, tmp_path: Path, *arguments: str, real: bool = False) -> Iterator[subprocess.Popen]:
+def driver(
+    folder: Path, tmp_path: Path, *arguments: str, real: bool = False, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
     """Run a search in a process of its own; it and all that it started is gone at the end."""
     patch = (
         ""
@@ -228,7 +230,7 @@ def driver(folder: Path, tmp_path: Path, *arguments: str, real: bool = False) ->
     )
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(root=str(ROOT), patch=patch))
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = (environment or dict(os.environ)) | {"TF_CPP_MIN_LOG_LEVEL": "2", "RAY_USAGE_STATS_ENABLED": "0"}
     with (tmp_path / "driver.log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, str(script), str(folder / "parameters.json"), *arguments],
@@ -352,11 +354,45 @@ def test_a_search_that_does_not_fit_the_experiment_is_told_before_ray_starts(exp
         search(parameters_of(experiment, search_space=space))
     space = {"model": {"reconstruction_loss": {"weight_clipping": {"type": "ray.tune.uniform", "args": [1, 2]}}}}
     with (
-        pytest.warns(UserWarning, match="HuberLoss take no such argument"),
+        pytest.warns(UserWarning, match="it is no argument of HuberLoss"),
         pytest.raises(InvalidInputError, match="nothing is left to search"),
     ):
         search(parameters_of(experiment, search_space=space))
     assert not list(experiment.glob("Ray_Optimization*"))
+
+
+@contextlib.contextmanager
+def head_node(port: int, environment: dict[str, str]) -> Iterator[None]:
+    """Run `ray start --head`, as a user would, and end what it started."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--block"]
+    options = ["--num-cpus=1", "--object-store-memory=80000000", "--include-dashboard=false"]
+    process = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [True, False])
+def test_a_head_node_at_a_local_address(experiment: Path, tmp_path: Path, token: bool) -> None:
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    if token:
+        (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    environment |= {"HOME": str(home)}
+    port = free_port()
+    parameters_of(experiment, setup={"address": f"127.0.0.1:{port}", "_redis_password": "password"})
+    log = tmp_path / "driver.log"
+    with head_node(port, environment), driver(experiment, tmp_path, environment=environment) as process:
+        assert process.wait(timeout=150) == 0, log.read_text()[-3000:]
+    assert (experiment / "best_parameters.json").exists()
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def published() -> dict[str, Any]:
 
 @pytest.fixture
 def leaves(published: dict[str, Any]) -> list[Leaf]:
-    with pytest.warns(UserWarning, match="model.reconstruction_loss.weight_clipping: HuberLoss take no such argument"):
+    with pytest.warns(UserWarning, match="weight_clipping: left out, it is no argument of HuberLoss"):
         return without_unknown_loss_arguments(read_space(published["search_space"]), EXPERIMENT)
 
 
