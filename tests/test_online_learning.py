@@ -650,6 +650,7 @@ def test_goes_on_training_afterwards(
     caplog.set_level("INFO")
     run_train(ours)
     assert "going on with the model of epoch 2" in caplog.text
+    assert "optimiser" not in caplog.text
     assert len(weights_in(ours / "job")["encoder_offset_0/kernel"]) == 3
 
 

@@ -315,12 +315,14 @@ def _load_optimizer(
     }
     for name in fitting:
         variables[name].assign(state[name][()])
+    known = {_kind(name, model) for name in fitting}
     for names, message in (
         (variables.keys() - fitting, "%s: has no state of the optimiser's %s; training goes on without it"),
         (state.keys() - fitting, "%s: the optimiser does not use its %s"),
     ):
-        if names:
-            _LOGGER.warning(message, path, ", ".join(sorted({_kind(name, model) for name in names})))
+        kinds = {_kind(name, model) for name in names} - known  # weights that were frozen have no state of their own
+        if kinds:
+            _LOGGER.warning(message, path, ", ".join(sorted(kinds)))
 
 
 def _kind(name: str, model: WAE) -> str:
