@@ -339,7 +339,7 @@ class WAERecipe:
         """Log-transform X: log(1 + x)."""
         X = self.sc_raw.X
         self.sc_raw.X = X.map_blocks(_logged, dtype=np.float32, meta=_META) if is_lazy(X) else _logged(X)
-        self.sc_raw.uns["log1p"] = {}
+        self.sc_raw.uns.update(log1p={}, DISCERN_format=dict(FORMAT))
 
     def kernel_mmd(self, neighbors_mmd: int = 50, no_cells_mmd: int = 2000) -> None:
         """Find the width of the kernel with which the search compares cells.
@@ -391,7 +391,6 @@ class WAERecipe:
     def dump(self, job_dir: str | Path) -> None:
         """Write the processed cells to `processed_data/concatenated_data.h5ad` in the folder of an experiment."""
         adata = self.sc_raw
-        adata.uns["DISCERN_format"] = dict(FORMAT)
         blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))
         write_blocks(Path(job_dir) / "processed_data" / "concatenated_data.h5ad", adata, blocks)
 
