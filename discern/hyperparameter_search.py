@@ -236,19 +236,17 @@ def _ray(setup: Mapping[str, Any]) -> Iterator[None]:
     arguments = known_arguments(ray.init, arguments, "setup") | hidden
     if isinstance(level := arguments.get("logging_level"), str):
         arguments["logging_level"] = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
-    address = arguments.get("address")
+    address = arguments.pop("address", None) or "local"
     try:
-        if address in (None, "local"):
-            ray.init(**{"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments)
+        if address == "local":
+            ray.init(address, **{"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments)
         else:
             _connect(address, arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        hint = (
-            ""
-            if address is None
-            else "; where it asks for a token, set RAY_AUTH_MODE=token and have its ~/.ray/auth_token"
-        )
-        raise InvalidInputError(f"setup: Ray cannot be {'reached' if address else 'started'}: {error}{hint}") from error
+        if address == "local":
+            raise InvalidInputError(f"setup: Ray cannot be started: {error}") from error
+        hint = "if it asks for a token, set RAY_AUTH_MODE=token and have its ~/.ray/auth_token here"
+        raise InvalidInputError(f"setup: Ray cannot be reached: {error}; {hint}") from error
     try:
         yield
     finally:
@@ -267,7 +265,7 @@ def _connect(address: str, arguments: Mapping[str, Any]) -> None:
     host, _, port = address.rpartition(":")
     if host in ("127.0.0.1", "localhost") and not {"RAY_AUTH_MODE", "RAY_ADDRESS"}.intersection(os.environ):
         try:
-            ray.init(**{**arguments, "address": "auto"})
+            ray.init("auto", **arguments)
         except ConnectionError:
             if "RAY_AUTH_MODE" in os.environ:
                 raise
@@ -279,7 +277,7 @@ def _connect(address: str, arguments: Mapping[str, Any]) -> None:
             raise ConnectionError(
                 f"this machine's head node is at {found}, not at {address}; set RAY_ADDRESS={address}"
             )
-    ray.init(**arguments)
+    ray.init(address, **arguments)
 
 
 def _check_reachable(address: str) -> None:
