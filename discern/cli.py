@@ -185,9 +185,24 @@ def train(parameters: Path) -> int:
     help="Processed cells to project in place of the experiment's own.",
 )
 @click.option("--store-sigmas", is_flag=True, help="Store the standard deviations of the latent codes as well.")
+@click.option(
+    "--layers",
+    default="X,estimated_counts,estimated_dropouts",
+    metavar="X,estimated_counts,...",
+    help="What to write: the sampled expression X and the layers. By default all three.",
+)
+@click.option("--dtype", default="float32", help="float32 or float16: type of what is stored dense.")
+@click.option("--format", "suffix", default="h5ad", help="h5ad or zarr.")
 @_everywhere
 def project(
-    parameters: Path, metadata: tuple[str, ...], all_batches: bool, filename: Path | None, store_sigmas: bool
+    parameters: Path,
+    metadata: tuple[str, ...],
+    all_batches: bool,
+    filename: Path | None,
+    store_sigmas: bool,
+    layers: str,
+    dtype: str,
+    suffix: str,
 ) -> int:
     """Reconstruct the cells of each experiment with its trained model."""
     targets = [_target(text) for text in metadata]
@@ -198,7 +213,15 @@ def project(
     _start_tensorflow()
     from discern.estimators.run_exp import DISCERNRunner, run_projection
 
-    kwargs = {"metadata": targets, "infile": filename, "all_batches": all_batches, "store_sigmas": store_sigmas}
+    kwargs = {
+        "metadata": targets,
+        "infile": filename,
+        "all_batches": all_batches,
+        "store_sigmas": store_sigmas,
+        "layers": [layer.strip() for layer in layers.split(",") if layer.strip()],
+        "dtype": dtype,
+        "suffix": f".{suffix.removeprefix('.')}",
+    }
     results = DISCERNRunner(debug=_debug())(func=run_projection, parameters=loaded, kwargs=kwargs)
     return _close(results, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
 

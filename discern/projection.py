@@ -11,7 +11,44 @@ import numpy as np
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+
+
+MATRICES = ("X", "estimated_counts", "estimated_dropouts")
+"""What a projected file may hold: the sampled expression and the layers."""
+
+
+def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
+    """Raise unless the choice of what a projected file holds can be written.
+
+    Args:
+        layers: Some of `MATRICES`.
+        dtype: "float32" or "float16".
+        suffix: ".h5ad" or ".zarr".
+
+    Raises:
+        UnknownNameError: If there is no such matrix.
+        InvalidInputError: If there is none at all, or the type or suffix is another one.
+
+    Example:
+        >>> check_output(["X", "counts"], "float32", ".h5ad")
+        Traceback (most recent call last):
+        ...
+        discern.errors.UnknownNameError: there is no layer 'counts' to write; layers are X, estimated_counts, ...
+    """
+    for layer in layers:
+        if layer not in MATRICES:
+            raise UnknownNameError(
+                f"there is no layer {layer!r} to write{nearest(layer, MATRICES)}; layers are {', '.join(MATRICES)}"
+            )
+    if not layers:
+        raise InvalidInputError(f"expected at least one layer to write, of {', '.join(MATRICES)}")
+    if dtype not in ("float32", "float16"):
+        raise InvalidInputError(f"expected the type float32 or float16, got {dtype!r}")
+    if suffix not in (".h5ad", ".zarr"):
+        raise InvalidInputError(f"expected the format .h5ad or .zarr, got {suffix!r}")
 
 
 class CheckMetaData:
@@ -103,7 +140,7 @@ def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value:
     return labels
 
 
-def file_name(column: str | None, value: str | None) -> str:
+def file_name(column: str | None, value: str | None, suffix: str = ".h5ad") -> str:
     """Return the name of the file of a projection; characters unfit for a file name become `_`, dots are kept.
 
     Example:
@@ -111,6 +148,6 @@ def file_name(column: str | None, value: str | None) -> str:
         ('unprojected.h5ad', 'projected_to_average_batch.h5ad', 'projected_to_average_batch_donor_1_a.2.h5ad')
     """
     if column is None:
-        return "unprojected.h5ad"
+        return f"unprojected{suffix}"
     parts = ["projected_to_average", column] + ([value] if value else [])
-    return re.sub(r"[^\w.+-]", "_", "_".join(parts)) + ".h5ad"
+    return re.sub(r"[^\w.+-]", "_", "_".join(parts)) + suffix

@@ -135,19 +135,31 @@ def test_project_forwards_its_options(calls: _Calls, dash: str) -> None:
     options = [option.replace("-", dash) for option in ("all-batches", "store-sigmas")]
     targets = ("batch:celseq2", "celltype:", "time:12:30 a_b")
     metadata = [argument for target in targets for argument in ("--metadata", target)]
-    _run("project", "p.json", *metadata, *(f"--{option}" for option in options), "--filename", "cells.h5ad")
+    output = ("--layers", "X, estimated_counts", "--dtype", "float16", "--format", "zarr")
+    _run("project", "p.json", *metadata, *(f"--{option}" for option in options), "--filename", "cells.h5ad", *output)
     assert calls[0]["func"] == "run_projection"
     assert calls[0]["kwargs"] == {
         "metadata": [("batch", "celseq2"), ("celltype", ""), ("time", "12:30 a_b")],
         "infile": Path("cells.h5ad"),
         "all_batches": True,
         "store_sigmas": True,
+        "layers": ["X", "estimated_counts"],
+        "dtype": "float16",
+        "suffix": ".zarr",
     }
 
 
 def test_project_defaults(calls: _Calls) -> None:
     _run("project", "p.json")
-    assert calls[0]["kwargs"] == {"metadata": [], "infile": None, "all_batches": False, "store_sigmas": False}
+    assert calls[0]["kwargs"] == {
+        "metadata": [],
+        "infile": None,
+        "all_batches": False,
+        "store_sigmas": False,
+        "layers": ["X", "estimated_counts", "estimated_dropouts"],
+        "dtype": "float32",
+        "suffix": ".h5ad",
+    }
 
 
 def test_onlinetraining_forwards_its_options(calls: _Calls) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discern.errors import InvalidInputError, UnknownNameError
-from discern.projection import CheckMetaData, file_name, target_labels
+from discern.errors import InvalidInputError, UnknownNameError, UserError
+from discern.projection import CheckMetaData, check_output, file_name, target_labels
 
 BATCHES = ["b0", "b1", "b2"]
 
@@ -176,6 +176,27 @@ class TestCheckMetaData:
         obs = pd.DataFrame({"cell": [f"c{i:03d}" for i in range(500)]})
         with pytest.raises(InvalidInputError, match=r"'c029' \.\.\.$"):
             CheckMetaData(obs).check(("cell", "other"))
+
+
+class TestCheckOutput:
+    def test_accepts(self) -> None:
+        check_output(["X"], "float16", ".zarr")
+
+    @pytest.mark.parametrize(
+        ("choice", "message"),
+        [
+            (
+                (["estimated_count"], "float32", ".h5ad"),
+                r"no layer 'estimated_count' .*mean 'estimated_counts'",
+            ),
+            (([], "float32", ".h5ad"), "at least one layer"),
+            ((["X"], "float64", ".h5ad"), "float32 or float16, got 'float64'"),
+            ((["X"], "float32", ".loom"), r"\.h5ad or \.zarr, got '\.loom'"),
+        ],
+    )
+    def test_refuses(self, choice: tuple[list[str], str, str], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            check_output(*choice)
 
 
 class TestFileName:

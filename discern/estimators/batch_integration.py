@@ -20,7 +20,7 @@ from discern.estimators import losses, utilities_wae, weights
 from discern.estimators.callbacks import Checkpoint, VisualisationCallback
 from discern.functions import get_function_by_name, parse_mean_var, sample_counts
 from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
-from discern.projection import file_name, target_labels
+from discern.projection import MATRICES, check_output, file_name, target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -545,6 +545,9 @@ class DISCERN:
         metadata: Sequence[tuple[str | None, str | None]],
         save_path: Path,
         store_sigmas: bool = False,
+        layers: Sequence[str] = MATRICES,
+        dtype: str = "float32",
+        suffix: str = ".h5ad",
     ) -> list[Path]:
         """Encode the cells once and write one file for each set of labels to decode them with.
 
@@ -553,6 +556,9 @@ class DISCERN:
             metadata: (column, value) pairs, see `reconstruct`; empty to decode each cell with its own batch.
             save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad`.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+            layers: Which of "X", "estimated_counts" and "estimated_dropouts" to write.
+            dtype: "float32" or "float16", of matrices stored dense.
+            suffix: ".h5ad" or ".zarr".
 
         Returns:
             The files written, each complete or not there.
@@ -560,6 +566,7 @@ class DISCERN:
         Raises:
             UnknownNameError, InvalidInputError: As `reconstruct`, before anything is written.
         """
+        check_output(layers, dtype, suffix)
         own = np_one_hot(input_data.obs["batch"])
         targets = [(column, value) for column, value in metadata] or [(None, None)]
         for column, value in targets:
@@ -570,23 +577,24 @@ class DISCERN:
         written: list[Path] = []
         for column, value in targets:
             labels = target_labels(input_data.obs, own, column, value)
-            path = Path(save_path) / file_name(column, value)
+            path = Path(save_path) / file_name(column, value, suffix)
             if path in written:  # values that differ in characters unfit for a file name
                 path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")
-            blocks = self._projected_blocks(latent, labels)
+            blocks = self._projected_blocks(latent, labels, layers)
             count = -(-len(latent) // _DECODE_CELLS)
-            write_blocks(path, skeleton, progress.track(blocks, f"writing {path.name}", count))
+            write_blocks(path, skeleton, progress.track(blocks, f"writing {path.name}", count), dtype)
             written.append(path)
         return written
 
-    def _projected_blocks(self, latent: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _projected_blocks(
+        self, latent: np.ndarray, labels: np.ndarray, layers: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(self.seed or 0)
         for counts, dropouts in self._decoded(latent, labels, _DECODE_CELLS):
-            yield {
-                "X": sample_counts(counts, dropouts, seed=generator),
-                "estimated_counts": counts,
-                "estimated_dropouts": dropouts,
-            }
+            block = {"estimated_counts": counts, "estimated_dropouts": dropouts}
+            if "X" in layers:
+                block["X"] = sample_counts(counts, dropouts, seed=generator)
+            yield {layer: block[layer] for layer in layers}
 
 
 def _check_enough(inputdata: DISCERNData) -> None:

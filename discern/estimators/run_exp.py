@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from discern import logs
 from discern.errors import MissingFileError
 from discern.files import finish_publishing, locked
-from discern.projection import CheckMetaData
+from discern.projection import MATRICES, CheckMetaData, check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +121,9 @@ def run_projection(
     infile: Path | None,
     all_batches: bool,
     store_sigmas: bool,
+    layers: Sequence[str] = MATRICES,
+    dtype: str = "float32",
+    suffix: str = ".h5ad",
 ) -> list[Path]:
     """Reconstruct the cells of an experiment; `discern.projection.target_labels` says what the metadata mean.
 
@@ -130,6 +133,9 @@ def run_projection(
         infile: Processed cells to project in place of the experiment's own.
         all_batches: Whether to add one projection to each batch.
         store_sigmas: Whether to write `obsm["X_DISCERN_sigma"]`.
+        layers: Which of "X", "estimated_counts" and "estimated_dropouts" to write.
+        dtype: "float32" or "float16", of matrices stored dense.
+        suffix: ".h5ad" or ".zarr".
 
     Returns:
         The files written, in `projected/`.
@@ -137,6 +143,7 @@ def run_projection(
     Raises:
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
+    check_output(layers, dtype, suffix)
     exp_folder = Path(exp_folder)
     model, _ = setup_exp(exp_folder)
     if not _has_model(exp_folder):
@@ -149,7 +156,8 @@ def run_projection(
     for target in targets:
         check.check(target)
     model.restore_model(exp_folder / "job")
-    return model.project_to_metadata(data, list(dict.fromkeys(targets)), exp_folder / "projected", store_sigmas)
+    folder = exp_folder / "projected"
+    return model.project_to_metadata(data, list(dict.fromkeys(targets)), folder, store_sigmas, layers, dtype, suffix)
 
 
 def run_exp_multiprocess(

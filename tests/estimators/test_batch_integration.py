@@ -67,6 +67,20 @@ def in_model(model: DISCERN) -> list[np.ndarray]:
     return [variable.numpy() for variable in model.wae_model.weights]
 
 
+def test_a_projection_holds_what_was_chosen(original: DISCERN, cells: DISCERNData, tmp_path: Path) -> None:
+    targets = [("batch", "celseq2")]
+    (whole,) = original.project_to_metadata(cells, targets, tmp_path / "whole")
+    (chosen,) = original.project_to_metadata(
+        cells, targets, tmp_path / "chosen", layers=["estimated_counts"], dtype="float16", suffix=".zarr"
+    )
+    projected = ad.io.read_zarr(chosen)
+    assert projected.X is None
+    assert list(projected.layers) == ["estimated_counts"]
+    assert projected.layers["estimated_counts"].dtype == np.float16
+    wanted = ad.read_h5ad(whole).layers["estimated_counts"]
+    np.testing.assert_allclose(projected.layers["estimated_counts"], wanted, rtol=1e-3, atol=1e-4)
+
+
 class TestAgainstTheOriginal:
     def test_latent_codes(self, original: DISCERN, cells: DISCERNData, expected: Any) -> None:
         original.prepare_projection(cells)
