@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +121,7 @@ def track_blocks(X: Matrix, description: str) -> Iterator[tuple[slice, sparse.cs
 
 def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
     rest: sparse.csr_matrix | None = None
-    for number in range(X.numblocks[0]):
-        chunk = as_csr(X.blocks[number].compute(scheduler="synchronous"))
+    for chunk in _read_ahead(X):
         if rest is not None and rest.shape[0]:
             chunk = sparse.vstack([rest, chunk], format="csr")
         full = chunk.shape[0] - chunk.shape[0] % cells
@@ -130,6 +130,20 @@ def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
         rest = chunk[full:]
     if rest is not None and rest.shape[0]:
         yield rest
+
+
+def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
+    """Yield the chunks of a dask matrix; the next one is read while the caller is at work on one."""
+
+    def read(number: int) -> sparse.csr_matrix:
+        return as_csr(X.blocks[number].compute(scheduler="synchronous"))
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        following = reader.submit(read, 0)
+        for number in range(1, X.numblocks[0]):
+            chunk, following = following.result(), reader.submit(read, number)
+            yield chunk
+        yield following.result()
 
 
 def read_cells(

@@ -224,13 +224,10 @@ def _labelled(adata: ad.AnnData, name: str, column: str | None) -> pd.DataFrame:
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Append the rows; columns that were categorical in all frames stay so, and names become unique."""
+    """Append the rows; names become unique, columns of text or mixed types categorical (which files can hold)."""
     obs = pd.concat(frames)
-    for column in obs:
-        if all(column in frame and isinstance(frame[column].dtype, pd.CategoricalDtype) for frame in frames):
-            obs[column] = pd.Categorical(obs[column])
-    for column in ("batch", "dataset"):
-        obs[column] = pd.Categorical(obs[column].astype(str))
+    for column in obs.select_dtypes([object, "category"]):
+        obs[column] = pd.Categorical(obs[column].astype(str).where(obs[column].notna()))
     obs.index = make_index_unique(obs.index.astype(str))
     return obs
 

@@ -166,6 +166,20 @@ def test_merge_takes_common_genes_in_the_first_ones_order(make_raw_cells: Callab
         pd.testing.assert_frame_equal(before.obs, after.obs)
 
 
+def test_merge_of_different_columns_can_be_written(make_raw_cells: Callable[..., ad.AnnData], tmp_path: Path) -> None:
+    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4})
+    first.obs["doublet"] = [True, False, True, True, False]
+    second.obs["age"] = 3
+    second.obs["celltype"] = pd.Categorical(["NK cell"] * 4)
+    merged = merge_data_sets({"first": first, "second": second}, {})
+    merged.write_h5ad(tmp_path / "merged.h5ad")
+    obs = ad.read_h5ad(tmp_path / "merged.h5ad").obs
+    assert list(obs["doublet"].cat.categories) == ["False", "True"]
+    assert obs["doublet"].isna().sum() == 4
+    assert obs["age"].isna().sum() == 5
+    assert set(obs["celltype"].cat.categories) == {"B cell", "T cell", "NK cell"}
+
+
 def test_merge_without_common_genes_shows_names_of_both(make_raw_cells: Callable[..., ad.AnnData]) -> None:
     first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4})
     second.var_names = [f"ENSG{number}" for number in range(30)]
