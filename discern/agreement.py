@@ -191,7 +191,11 @@ def agreement(ours: GroupStatistics, real: GroupStatistics) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in agreement(one, one).items()}
         {'mean_r': 1.0, 'mean_rmse': 0.0, 'detection_r': 1.0, 'difference_r': 1.0, 't_rho': 1.0, 'top200': 0.015}
     """
-    groups, pairs = compare_groups(ours, real), compare_differences(ours, real)
+    return averages(compare_groups(ours, real), compare_differences(ours, real))
+
+
+def averages(groups: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, float]:
+    """Return the means of the tables of `compare_groups` and `compare_differences`, as `agreement` does."""
     columns = [groups["mean_r"], groups["mean_rmse"], groups["detection_r"], *(pairs[name] for name in pairs)]
     return {str(column.name): float(column.mean()) for column in columns}
 

@@ -14,7 +14,7 @@ from discern import progress
 from discern.agreement import (
     GeneErrors,
     GroupStatistics,
-    agreement,
+    averages,
     compare_differences,
     compare_groups,
     shared_groups,
@@ -263,25 +263,29 @@ class _Measurement:
             name: (self.comparison.rest if name == "real" else self.batch == source)[self.sample] for name in METHODS
         }
         held_out = self.components["measured"][self.comparison.held_out[self.sample]]
-        result: dict[str, Any] = {"cells": int((self.batch == source).sum()), "shared_types": shared, "methods": {}}
-        result["types"] = {name: {} for name in shared}
-        result["pairs"] = []
-        pairs: dict[str, pd.DataFrame] = {}
+        methods: dict[str, dict[str, Any]] = {}
+        types: dict[str, dict[str, Any]] = {name: {} for name in shared}
+        pairs: dict[Any, dict[str, Any]] = {pair: {} for pair in itertools.combinations(shared, 2)}
         for method in METHODS:
             ours = statistics[method].at([name for name in shared if name in statistics[method].present])
+            by_type, by_pair = compare_groups(ours, real), compare_differences(ours, real)
             space = self.components["measured" if method == "real" else method][sampled[method]]
             enough = min(len(space), len(held_out)) >= 2
-            result["methods"][method] = agreement(ours, real) | {
+            methods[method] = averages(by_type, by_pair) | {
                 "mmd": mmd_loss(space, held_out, self.data.config["mmd_kernel"]["all"]) if enough else None,
                 "auc": auc(space, held_out) if enough else None,
             }
-            for name, row in compare_groups(ours, real).to_dict("index").items():
-                result["types"][name][method] = row
-            pairs[method] = compare_differences(ours, real)
-        for pair in pairs["measured"].index:
-            found = {method: table.loc[pair].to_dict() for method, table in pairs.items() if pair in table.index}
-            result["pairs"].append({"types": list(pair)} | found)
-        return result
+            for name, row in by_type.to_dict("index").items():
+                types[str(name)][method] = row
+            for pair, row in by_pair.to_dict("index").items():
+                pairs[pair][method] = row
+        return {
+            "cells": int((self.batch == source).sum()),
+            "shared_types": shared,
+            "methods": methods,
+            "types": types,
+            "pairs": [{"types": list(pair)} | found for pair, found in pairs.items()],
+        }
 
     def _kept(self, mask: npt.NDArray) -> dict[str, Any]:
         inside = mask[self.sample]
