@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -69,10 +70,10 @@ RATE = {"training": {"optimizer": {"learning_rate": {"type": "ray.tune.logunifor
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(**SMALL)
-    yield
-    ray.shutdown()
+    with mock.patch.dict(os.environ, RAY_USAGE_STATS_ENABLED="0"):
+        ray.init("local", **SMALL)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -263,7 +264,11 @@ def steps_of(experiment: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "searcher", ["Randomsearch", {"name": "ray.tune.suggest.hyperopt.HyperOptSearch", "max_concurrent": 1}]
+    "searcher",
+    [
+        pytest.param("Randomsearch", marks=pytest.mark.slow),
+        {"name": "ray.tune.suggest.hyperopt.HyperOptSearch", "max_concurrent": 1},
+    ],
 )
 def test_a_killed_search_goes_on_from_the_finished_trials(experiment: Path, tmp_path: Path, searcher: Any) -> None:
     (experiment / "steps").mkdir()
@@ -316,7 +321,7 @@ def test_two_nodes_share_the_trials(experiment: Path, cluster: Any) -> None:
     (experiment / "steps" / "pause").write_text("1")
     setup = {"address": cluster.address, "_redis_password": "password", "logging_level": "INFO"}
     analysis = search(
-        parameters_of(experiment, setup=setup, train_spec={"num_samples": 2, "resources_per_trial": {"cpu": 10}})
+        parameters_of(experiment, setup=setup, train_spec={"num_samples": 2, "resources_per_trial": {"cpu": 1}})
     )
     assert [trial["status"] for trial in analysis["trials"]] == ["finished"] * 2
     begun = [(path.stat().st_mtime, path) for path in (experiment / "steps").glob("*") if path.name != "pause"]
