@@ -282,6 +282,7 @@ class _Measurement:
         return {
             "cells": int((self.batch == source).sum()),
             "shared_types": shared,
+            "other_types": [name for name in statistics["measured"].present if name not in shared],
             "methods": methods,
             "types": types,
             "pairs": [{"types": list(pair)} | found for pair, found in pairs.items()],

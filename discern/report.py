@@ -88,6 +88,9 @@ def _comparison(evaluation: Evaluation, source: str, found: Mapping[str, Any]) -
         f"<p>{found['cells']:,} cells, {len(found['shared_types'])} types that both batches have.</p>",
         _method_table(found["methods"]),
     ]
+    if found["other_types"]:
+        names = _escape(", ".join(found["other_types"]))
+        parts.append(f"<p>Types without held-out cells of {_escape(reference)}, not compared: <b>{names}</b>.</p>")
     if evaluation.figures["label"] is not None:
         parts += ["<h3>By cell type</h3>", _types_table(found["types"])]
     if found["pairs"]:

@@ -224,9 +224,12 @@ def test_types_that_only_one_batch_has_are_left_out_but_their_distance_is_told()
     data = made_up(["a", "b"], ["x", "y", "z"])
     labels = data.obs["celltype"].astype(str)
     data = DISCERNData(data[((data.obs["batch"] != "b") | (labels != "z")).to_numpy()].copy(), batch_size=4)
-    found = measure(LinearModel(data.n_vars, ["a", "b"]), data, Comparison.choose(data.obs, "b", [], None)).figures
+    result = measure(LinearModel(data.n_vars, ["a", "b"]), data, Comparison.choose(data.obs, "b", [], None))
+    found = result.figures
 
     assert found["sources"]["a"]["shared_types"] == ["x", "y"]
+    assert found["sources"]["a"]["other_types"] == ["z"]
+    assert "Types without held-out cells of b, not compared: <b>z</b>" in report.render(result)
     assert list(found["sources"]["a"]["types"]) == ["x", "y"]
     distances = found["distance"]["sources"]["a"]["types"]
     assert distances["z"]["median"] > 1.5 * max(distances["x"]["median"], distances["y"]["median"])
