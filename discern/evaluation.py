@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     import anndata
 
 __all__ = ["add_distance", "add_evaluation", "evaluate", "summary"]
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def evaluate(
