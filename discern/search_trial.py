@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 #: What a diverged trial reports for each of its figures: worse than any real one, and finite, for the searchers' sake.
-DIVERGED = 1e10
+DIVERGED = 1e30
 
 #: The figures of the generated cells that a trial reports.
 CELL_METRICS = ("mmd", "auc", "mmd_autoencoded", "auc_autoencoded")
@@ -41,11 +41,11 @@ class Trial(tune.Trainable):
     `epochs`, `early_stopped`, `reached_max_step`, `diverged`, and the figures of `judge_cells`.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
-        folder: str = "",
-        experiment: Mapping[str, Any] | None = None,
+        folder: str,
+        experiment: Mapping[str, Any],
         epochs_per_timestep: int = 20,
         validation_batches: int = 10,
         cpus: int | None = None,
@@ -70,7 +70,7 @@ class Trial(tune.Trainable):
         from discern.estimators.batch_integration import DISCERN
         from discern.io import DISCERNData
 
-        self.experiment = canonical_experiment(with_values(experiment or {}, config))
+        self.experiment = canonical_experiment(with_values(experiment, config))
         self.epochs_per_timestep, self.validation_batches = epochs_per_timestep, validation_batches
         self.data = DISCERNData.from_folder(Path(folder), self.experiment["training"]["batch_size"])
         self.discern = DISCERN.from_json(self.experiment)
