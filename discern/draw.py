@@ -1,10 +1,14 @@
-"""`python -m discern.draw CELLS.h5ad FOLDER PREFIX`: draw UMAPs in a process of its own, giving way to others."""
+"""`python -m discern.draw CELLS.h5ad FOLDER PREFIX`: draw UMAPs in a process of its own, giving way to others.
+
+The names of the obs columns and of the representations in obsm are quoted as in URLs.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import anndata
 
@@ -12,4 +16,7 @@ from discern.figures import draw_umaps
 
 if __name__ == "__main__":
     os.nice(10)
-    draw_umaps(anndata.read_h5ad(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    quoted = anndata.read_h5ad(sys.argv[1])
+    obsm = {unquote(title): values for title, values in quoted.obsm.items()}
+    cells = anndata.AnnData(obs=quoted.obs.rename(columns=unquote), obsm=obsm)
+    draw_umaps(cells, Path(sys.argv[2]), sys.argv[3])

@@ -71,6 +71,8 @@ class CheckMetaData:
     def check(self, metadata_tuple: tuple[str, str | None]) -> None:
         """Raise unless the column exists and holds the value (any, if the value is empty).
 
+        A categorical `batch` holds all its categories: those are the batches that the model knows.
+
         Raises:
             UnknownNameError: If there is no such column.
             InvalidInputError: If the column has no such value.
@@ -83,7 +85,11 @@ class CheckMetaData:
             )
         if value in (None, ""):
             return
-        values = sorted(map(str, self.dataframe[column].dropna().unique()))
+        known = self.dataframe[column]
+        if column == "batch" and hasattr(known, "cat"):
+            values = sorted(map(str, known.cat.categories))  # a batch can be decoded as without having cells here
+        else:
+            values = sorted(map(str, known.dropna().unique()))
         if value not in values:
             shown = ", ".join(map(repr, values[:30])) + (" ..." if len(values) > 30 else "")
             raise InvalidInputError(
@@ -96,10 +102,10 @@ def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value:
 
     Without a column, its own. With a column and a value, the mean label of the cells that have the value. With a column
     alone, the mean label of the cell's own group in that column; for `batch`, the mean over all cells. A cell without a
-    value in the column keeps its own label.
+    value in the column keeps its own label. A batch that the model knows needs no cells here.
 
     Args:
-        obs: The cells' annotation.
+        obs: The cells' annotation; the categories of `batch`, if it is categorical, are the columns of `own`.
         own: One-hot labels of the cells' own batches, cells x batches.
         column: obs column or None.
         value: One of its values; "" or None for each cell's own group.
@@ -125,6 +131,9 @@ def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value:
     CheckMetaData(obs).check((column, value))
     if value not in (None, ""):
         chosen = (obs[column].astype(str) == value).to_numpy() & obs[column].notna().to_numpy()
+        if not chosen.any():
+            label = (obs[column].cat.categories.astype(str) == value).astype(np.float32)
+            return np.repeat(label[None], len(own), 0)
         return np.repeat(own[chosen].mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)
     if column == "batch":
         return np.repeat(own.mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)

@@ -25,6 +25,7 @@ from discern.projection import MATRICES, check_output, file_name, target_labels
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    import pandas as pd
     from numpy.typing import ArrayLike
 
     from discern.blocks import Matrix
@@ -481,15 +482,14 @@ class DISCERN:
             )
             yield counts.numpy(), dropouts.numpy()
 
-    def _encode_data(self, input_data: DISCERNData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return latent codes, sigmas and the one-hot labels, in the model's order of batches."""
+    def _encode_data(self, input_data: DISCERNData) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+        """Return latent codes, sigmas and obs, whose batches are in the model's order."""
         self.prepare_projection(input_data)
-        batch = input_data.obs["batch"]
+        obs = input_data.obs
         if self.batches is not None:
-            batch = batch.cat.set_categories(self.batches)
-        labels = np_one_hot(batch)
-        latent, sigma = self.generate_latent_codes(input_data.X, labels, _DECODE_CELLS)
-        return latent, sigma, labels
+            obs = obs.assign(batch=obs["batch"].cat.set_categories(self.batches))
+        latent, sigma = self.generate_latent_codes(input_data.X, np_one_hot(obs["batch"].array), _DECODE_CELLS)
+        return latent, sigma, obs
 
     def prepare_projection(self, input_data: DISCERNData) -> None:
         """Check that the restored model fits the cells; one of the original program gets their scaling and names.
@@ -521,8 +521,8 @@ class DISCERN:
             UnknownNameError: If the column does not exist.
             InvalidInputError: If the value does not, or the model does not fit.
         """
-        latent, sigma, own = self._encode_data(input_data)
-        labels = target_labels(input_data.obs, own, column, column_value)
+        latent, sigma, obs = self._encode_data(input_data)
+        labels = target_labels(obs, np_one_hot(obs["batch"].array), column, column_value)
         result = self._skeleton(input_data, latent, sigma, store_sigmas)
         counts, dropouts = self.generate_cells_from_latent(latent, labels, _DECODE_CELLS)
         result.X = sample_counts(counts, dropouts, seed=self.seed or 0)
@@ -572,11 +572,12 @@ class DISCERN:
         for column, value in targets:
             target_labels(input_data.obs, own, column, value)
         with progress.phase("encoding"):
-            latent, sigma, own = self._encode_data(input_data)
+            latent, sigma, obs = self._encode_data(input_data)
+        own = np_one_hot(obs["batch"].array)
         skeleton = self._skeleton(input_data, latent, sigma, store_sigmas)
         written: list[Path] = []
         for column, value in targets:
-            labels = target_labels(input_data.obs, own, column, value)
+            labels = target_labels(obs, own, column, value)
             path = Path(save_path) / file_name(column, value, suffix)
             if path in written:  # values that differ in characters unfit for a file name
                 path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import anndata
 import keras
@@ -220,7 +221,10 @@ class VisualisationCallback(keras.callbacks.Callback):
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="discern-umap-")
         cells = Path(self._scratch.name) / "cells.h5ad"
-        anndata.AnnData(obs=self.obs, obsm=dict(self._representations(self.discern))).write_h5ad(cells)
+        # h5ad files take no slash in a name; discern.draw turns the names back
+        obsm = {quote(title, safe=""): values for title, values in self._representations(self.discern).items()}
+        obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
+        anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(cells)
         self.outdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "discern.draw", str(cells), str(self.outdir), f"epoch_{epoch + 1:04d}"]
         # A process of its own rather than multiprocessing, which would run the user's script again.
