@@ -106,6 +106,12 @@ def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_ray = click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Hand each experiment to the Ray cluster with this head node (HOST:PORT, or auto).",
+)
 _parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=click.Path(path_type=Path))
 
 
@@ -132,8 +138,11 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Replace experiments that have been processed before.")
 @click.option("--copy-original", is_flag=True, help="Copy the raw files to original_data/.")
 @click.option("--without-tfrecords", is_flag=True, help="Do not write TF_records/.")
+@_ray
 @_everywhere
-def process(parameters: Path, force: bool, copy_original: bool, without_tfrecords: bool) -> int:
+def process(
+    parameters: Path, force: bool, copy_original: bool, without_tfrecords: bool, ray_address: str | None
+) -> int:
     """Preprocess the raw data of each experiment."""
     loaded = _load(parameters)
     from discern import experiments
@@ -148,6 +157,7 @@ def process(parameters: Path, force: bool, copy_original: bool, without_tfrecord
         copy_original=copy_original,
         with_tfrecords=not without_tfrecords,
         ask=_ask if sys.stdin.isatty() else None,
+        ray_address=ray_address,
     )
     return _close(results, f"discern train {parameters}")
 
@@ -157,15 +167,16 @@ cli.add_command(process, "preprocess")
 
 @cli.command()
 @_parameters_file
+@_ray
 @_everywhere
-def train(parameters: Path) -> int:
+def train(parameters: Path, ray_address: str | None) -> int:
     """Train the model of each experiment, or go on training it."""
     loaded = _load(parameters)
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
     from discern.estimators.run_exp import DISCERNRunner, run_train
 
-    results = DISCERNRunner(debug=_debug())(func=run_train, parameters=loaded, kwargs={})
+    results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(func=run_train, parameters=loaded, kwargs={})
     return _close(results, f"discern project {parameters} --metadata batch:NAME")
 
 
@@ -193,6 +204,7 @@ def train(parameters: Path) -> int:
 )
 @click.option("--dtype", default="float32", help="float32 or float16: type of what is stored dense.")
 @click.option("--format", "suffix", default="h5ad", help="h5ad or zarr.")
+@_ray
 @_everywhere
 def project(
     parameters: Path,
@@ -203,6 +215,7 @@ def project(
     layers: str,
     dtype: str,
     suffix: str,
+    ray_address: str | None,
 ) -> int:
     """Reconstruct the cells of each experiment with its trained model."""
     targets = [_target(text) for text in metadata]
@@ -222,7 +235,9 @@ def project(
         "dtype": dtype,
         "suffix": f".{suffix.removeprefix('.')}",
     }
-    results = DISCERNRunner(debug=_debug())(func=run_projection, parameters=loaded, kwargs=kwargs)
+    results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(
+        func=run_projection, parameters=loaded, kwargs=kwargs
+    )
     return _close(results, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern import logs
+from discern.cluster import Task, run_on_ray
 from discern.config import load_search
 from discern.errors import InvalidInputError, MissingFileError
 from discern.files import locked, remove, replacing
@@ -39,6 +40,7 @@ def process(
     copy_original: bool = False,
     with_tfrecords: bool = True,
     ask: Callable[[str], bool] | None = None,
+    ray_address: str | None = None,
 ) -> dict[str, Path | Exception]:
     """Preprocess the raw data of each experiment into its folder.
 
@@ -52,6 +54,7 @@ def process(
         copy_original: copy the raw files to `original_data/`.
         with_tfrecords: write `TF_records/`.
         ask: asks whether to replace a processed experiment; without it and without `force` that is an error.
+        ray_address: head node of a Ray cluster that does the work, see `discern.cluster`; None: this machine.
 
     Returns:
         For each experiment its folder, or the exception that ended it.
@@ -70,12 +73,21 @@ def process(
             jobs[name] = (folder, parameters.given[name], experiment, copy_original, with_tfrecords)
         else:
             results[name] = InvalidInputError(f"{folder} has been processed before; --force replaces it and its model")
-    if len(jobs) == 1:
+    if ray_address is not None:
+        cpus = {name: parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing", 1) for name in jobs}
+        tasks = {name: Task(make_experiment, _absolute(job), cpus[name]) for name, job in jobs.items()}
+        results |= run_on_ray(ray_address, tasks)
+    elif len(jobs) == 1:
         ((name, job),) = jobs.items()
         results[name] = _outcome(lambda: make_experiment(*job))
     elif jobs:
         results |= _side_by_side(jobs, _cpu_budget(parameters, jobs))
     return {name: results[name] for name in parameters.experiments}
+
+
+def _absolute(job: tuple[Any, ...]) -> tuple[Any, ...]:
+    folder, *rest = job
+    return (Path(folder).absolute(), *rest)
 
 
 def check_inputs(parameters: Parameters, name: str) -> None:

@@ -102,7 +102,7 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     planned = plan(search, leaves)
     canonical_experiment(with_values(experiment, example(leaves)))
     analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
-    with _ray(search.get("setup", {})):
+    with connected(search.get("setup", {})):
         if not resume:
             with replacing(run / _INPUTS) as partial:
                 partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
@@ -223,7 +223,7 @@ def _resources(wanted: Mapping[str, float]) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _ray(setup: Mapping[str, Any]) -> Iterator[None]:
+def connected(setup: Mapping[str, Any]) -> Iterator[None]:
     """Connect to Ray, or start it in processes of this one where there is no address, and leave it again."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -289,6 +289,6 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise MissingFileError(
-            f"setup.address: no Ray head node answers at {address} ({error}): start one with "
-            f"`ray start --head --port {port}`, or leave the address out to search on this machine alone"
+            f"no Ray head node answers at {address} ({error}): start one with "
+            f"`ray start --head --port {port}`, or leave the address out to work on this machine alone"
         ) from error

@@ -102,13 +102,20 @@ def collecting(context: BaseContext) -> Iterator[Any]:
         `ProcessPoolExecutor(initializer=forward, initargs=(queue, label))`.
     """
     queue = context.Queue()
+    with listening(queue):
+        yield queue
+    queue.close()
+
+
+@contextlib.contextmanager
+def listening(queue: Any) -> Iterator[None]:
+    """Show here what others put into a queue with `forward`; any queue with `get` and `put_nowait` will do."""
     listener = logging.handlers.QueueListener(queue, _Dispatch())
     listener.start()
     try:
-        yield queue
+        yield
     finally:
         listener.stop()
-        queue.close()
 
 
 def forward(queue: Any, label: str) -> None:

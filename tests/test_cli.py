@@ -67,11 +67,14 @@ class _Calls(list[dict[str, Any]]):
         calls = self
 
         class Runner:
-            def __init__(self, debug: bool = False, gpus: Any = None):
+            def __init__(self, debug: bool = False, gpus: Any = None, ray_address: str | None = None):
                 self.debug = debug
+                self.options = {} if ray_address is None else {"ray_address": ray_address}
 
             def __call__(self, func: Any, parameters: Any, kwargs: dict[str, Any]) -> Any:
-                return calls.worker(name)(parameters, func=func.__name__, kwargs=kwargs, debug=self.debug)
+                return calls.worker(name)(
+                    parameters, func=func.__name__, kwargs=kwargs, debug=self.debug, **self.options
+                )
 
         return Runner
 
@@ -127,6 +130,12 @@ def test_train(calls: _Calls) -> None:
     assert "one: wrote runs/one/job/last_model.h5" in result.stderr
     assert "two: wrote a, b" in result.stderr
     assert "next: discern project p.json" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["process", "train", "project"])
+def test_the_ray_cluster_is_forwarded(calls: _Calls, command: str) -> None:
+    _run(command, "p.json", "--ray", "127.0.0.1:6379")
+    assert calls[0]["ray_address"] == "127.0.0.1:6379"
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])

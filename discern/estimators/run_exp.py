@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern import logs
+from discern.cluster import Task, run_on_ray
 from discern.errors import MissingFileError
 from discern.files import finish_publishing, locked
 from discern.projection import MATRICES, CheckMetaData, check_output
@@ -191,15 +192,17 @@ class DISCERNRunner:
     Args:
         debug: Run the first experiment only, and let its exception pass.
         gpus: Numbers of the GPUs to use; None for those that the machine has, if any experiment asks for one.
+        ray_address: Head node of a Ray cluster that runs the experiments, see `discern.cluster`; None: this machine.
 
     Example:
         >>> DISCERNRunner(debug=True).debug
         True
     """
 
-    def __init__(self, debug: bool = False, gpus: Sequence[int] | None = None) -> None:
+    def __init__(self, debug: bool = False, gpus: Sequence[int] | None = None, ray_address: str | None = None) -> None:
         self.debug = debug
         self.gpus = gpus
+        self.ray_address = ray_address
 
     def __call__(
         self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
@@ -218,6 +221,14 @@ class DISCERNRunner:
         if self.debug:
             name = next(iter(folders))
             return {name: _locked_run(folders[name], func, kwargs)}
+        if self.ray_address is not None:
+            return run_on_ray(
+                self.ray_address,
+                {
+                    name: _task(folder, func, kwargs, parameters.experiments[name].get("training", {}))
+                    for name, folder in folders.items()
+                },
+            )
         gpus = self._usable_gpus(parameters) if len(folders) > 1 else []
         if len(gpus) > 1:
             return _run_on_gpus(folders, gpus, func, kwargs)
@@ -263,6 +274,13 @@ def _run_on_gpus(
                 raise error
             results[name] = error if error is not None else future.result()
     return results
+
+
+def _task(
+    folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Mapping[str, Any]
+) -> Task:
+    arguments = (folder.absolute(), func, kwargs)
+    return Task(_locked_run, arguments, cpus=training.get("parallel_pc", 1), gpus=len(training.get("GPU", ())))
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
