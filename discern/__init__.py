@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from discern.estimators.batch_integration import DISCERN
     from discern.io import DISCERNData
+    from discern.notebook import Reconstructor, reconstruct
     from discern.preprocessing import WAERecipe
 
 __version__ = "2.0.0"
 
-__all__ = ["DISCERN", "DISCERNData", "WAERecipe", "__version__"]
+__all__ = ["DISCERN", "DISCERNData", "Reconstructor", "WAERecipe", "__version__", "reconstruct"]
 
 _LAZY = {
     "DISCERN": "discern.estimators.batch_integration",
     "DISCERNData": "discern.io",
+    "Reconstructor": "discern.notebook",
     "WAERecipe": "discern.preprocessing",
+    "reconstruct": "discern.notebook",
 }
 
 

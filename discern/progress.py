@@ -1,4 +1,4 @@
-"""Progress of long phases: a bar on a terminal, log lines elsewhere."""
+"""Progress of long phases: a bar on a terminal or in a notebook, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sized
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +17,22 @@ _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
 def shows_bars() -> bool:
-    """Whether a person watches: the main process, with a terminal, and messages of level INFO are wanted."""
-    is_child = multiprocessing.parent_process() is not None
-    return not is_child and sys.stderr.isatty() and _LOGGER.isEnabledFor(logging.INFO)
+    """Whether a person watches: the main process, with a notebook or a terminal, and messages of level INFO are wanted.
+
+    In a notebook they are, unless `logging.getLogger("discern").setLevel(logging.WARNING)` says otherwise.
+    """
+    if multiprocessing.parent_process() is not None:
+        return False
+    if in_notebook():
+        return logging.getLogger("discern").level <= logging.INFO
+    return sys.stderr.isatty() and _LOGGER.isEnabledFor(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -32,6 +44,11 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
         ...     for _ in range(3):
         ...         advance()
     """
+    if shows_bars() and in_notebook():
+        line = _NotebookLine(description, total)
+        yield line.advance
+        line.end()
+        return
     if shows_bars():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,6 +86,48 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
     _LOGGER.info("%s ...", description)
     yield report
     _LOGGER.info("%s: done in %.1f s", description, time.monotonic() - begin)
+
+
+class _NotebookLine:
+    """One line of output that is rewritten; appears when the phase takes longer than a moment.
+
+    Rich's own bar would need ipywidgets; this is shown by every program that shows notebooks.
+    """
+
+    def __init__(self, description: str, total: float | None) -> None:
+        self._description, self._total = description, total
+        self._begin = self._last = time.monotonic()
+        self._done, self._detail = 0.0, ""
+        self._handle: Any = None
+
+    def advance(self, steps: float = 1, detail: str = "") -> None:
+        self._done += steps
+        self._detail = detail
+        now = time.monotonic()
+        if now - self._last >= 0.5:
+            self._last = now
+            self._show(self._bar(now - self._begin))
+
+    def end(self) -> None:
+        if self._handle is not None:
+            self._show(f"done in {time.monotonic() - self._begin:.1f} s")
+
+    def _bar(self, seconds: float) -> str:
+        if not self._total:
+            return f"{seconds:.0f} s"
+        share = min(1.0, self._done / self._total)
+        bar = "█" * round(24 * share)
+        left = f", {seconds / share - seconds:.0f} s left" if share else ""
+        return f"{bar:░<24} {share:.0%} after {seconds:.0f} s{left}"
+
+    def _show(self, state: str) -> None:
+        from IPython.display import display
+
+        text = {"text/plain": f"{self._description}: {state}  {self._detail}".rstrip()}
+        if self._handle is None:
+            self._handle = display(text, raw=True, display_id=True)
+        else:
+            self._handle.update(text, raw=True)
 
 
 def track(items: Iterable[_T], description: str, total: float | None = None) -> Iterator[_T]:

@@ -1,0 +1,262 @@
+"""The API for cells in memory, and that it does what the command line does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy import sparse
+
+import discern
+from discern import progress
+from discern.cli import cli
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
+from discern.notebook import _PLACES, _SECTIONS, Reconstructor, reconstruct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PARAMETERS: dict[str, Any] = {
+    "min_genes": 5,
+    "min_cells": 3,
+    "latent_dim": 4,
+    "encoder": {"layers": [16]},
+    "decoder": {"layers": [16]},
+    "batch_size": 8,
+    "max_steps": 3,
+    "GPU": [],
+    "XLA": False,
+    "visualisation": False,
+    "fixed_scaling": {"mean": "genes", "var": "genes"},
+    "LSN": 1000,
+}
+EXPERIMENT = {
+    "input_ds": {
+        "filtering": {"min_genes": 5, "min_cells": 3},
+        "scale": {"LSN": 1000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
+    },
+    "model": {"latent_dim": 4, "encoder": {"layers": [16]}, "decoder": {"layers": [16]}},
+    "training": {"batch_size": 8, "max_steps": 3, "GPU": [], "XLA": False, "visualisation": False, "seed": 7},
+}
+
+
+@pytest.fixture
+def cells(make_raw_cells: Callable[..., ad.AnnData]) -> ad.AnnData:
+    cells = make_raw_cells({"good": 90, "poor": 90})
+    cells.obs["protocol"] = pd.Categorical(cells.obs.pop("batch"))
+    cells.layers["other"] = cells.X * 2
+    cells.obsm["X_umap"] = np.zeros((180, 2))
+    return cells
+
+
+def _dense(matrix: Any) -> np.ndarray:
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def _assert_same_result(one: ad.AnnData, other: ad.AnnData) -> None:
+    pd.testing.assert_index_equal(one.obs_names, other.obs_names)
+    pd.testing.assert_index_equal(one.var_names, other.var_names)
+    np.testing.assert_array_equal(one.obs["split"].astype(str), other.obs["split"].astype(str))
+    np.testing.assert_allclose(one.obsm["X_DISCERN"], other.obsm["X_DISCERN"], atol=1e-6)
+    for name in ("estimated_counts", "estimated_dropouts"):
+        np.testing.assert_allclose(_dense(one.layers[name]), _dense(other.layers[name]), atol=1e-5)
+    np.testing.assert_allclose(_dense(one.X), _dense(other.X), atol=1e-5)
+
+
+def test_result_is_that_of_the_command_line(cells: ad.AnnData, tmp_path: Path) -> None:
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    experiment = {**EXPERIMENT, "input_ds": {**EXPERIMENT["input_ds"], "raw_input": None}}
+    experiment["input_ds"]["raw_input"] = {str(tmp_path / "cells.h5ad"): "protocol"}
+    file = tmp_path / "parameters.json"
+    file.write_text(json.dumps({"exp_param": {"experiments_dir": str(tmp_path)}, "experiments": {"both": experiment}}))
+    for command in (["process"], ["train"], ["project", "--metadata", "batch:good"]):
+        outcome = CliRunner().invoke(cli, [*command, str(file)])
+        assert outcome.exit_code == 0, outcome.output
+    from_files = ad.read_h5ad(tmp_path / "both" / "projected" / "projected_to_average_batch_good.h5ad")
+
+    in_memory = reconstruct(cells, reference="good", batch_key="protocol", seed=7, **PARAMETERS)
+
+    _assert_same_result(in_memory, from_files)
+
+
+def test_input_is_left_alone(cells: ad.AnnData) -> None:
+    before = cells.copy()
+
+    reconstruct(cells, reference="good", batch_key="protocol", **PARAMETERS)
+
+    pd.testing.assert_frame_equal(cells.obs, before.obs)
+    pd.testing.assert_frame_equal(cells.var, before.var)
+    assert cells.uns == before.uns
+    assert (cells.X != before.X).nnz == 0
+    assert list(cells.layers) == ["other"]
+
+
+def test_steps_are_the_one_call_and_survive_saving(cells: ad.AnnData, tmp_path: Path) -> None:
+    at_once = reconstruct(cells, reference="good", batch_key="protocol", seed=7, **PARAMETERS)
+
+    model = Reconstructor(seed=7, **PARAMETERS).fit(cells, batch_key="protocol")
+    folder = model.save(tmp_path / "experiments" / "saved")
+    loaded = Reconstructor.load(folder)
+
+    _assert_same_result(model.project("good"), at_once)
+    _assert_same_result(loaded.project("good"), at_once)
+    assert len(model.history["val_loss"]) == 3
+    assert loaded.parameters["model"] == model.parameters["model"]
+    outcome = CliRunner().invoke(cli, ["project", "--metadata", "batch:good", str(folder / "parameters.json")])
+    assert outcome.exit_code == 0, outcome.output
+    _assert_same_result(ad.read_h5ad(folder / "projected" / "projected_to_average_batch_good.h5ad"), at_once)
+
+
+def test_targets_of_a_projection(cells: ad.AnnData) -> None:
+    model = Reconstructor(**PARAMETERS).fit(cells, batch_key="protocol")
+
+    own, poor = model.project(store_sigmas=True), model.project("poor")
+
+    is_poor = (own.obs["batch"] == "poor").to_numpy()
+    np.testing.assert_array_equal(own.layers["estimated_counts"][is_poor], poor.layers["estimated_counts"][is_poor])
+    assert not np.array_equal(own.layers["estimated_counts"][~is_poor], poor.layers["estimated_counts"][~is_poor])
+    assert own.obsm["X_DISCERN_sigma"].shape == own.obsm["X_DISCERN"].shape
+    assert model.project("", column="celltype").shape == own.shape
+    assert own.raw.shape == own.shape
+
+
+def test_a_seed_decides(cells: ad.AnnData) -> None:
+    def latent(seed: int) -> np.ndarray:
+        one = PARAMETERS | {"max_steps": 1}
+        return Reconstructor(seed=seed, **one).fit(cells, "protocol").project().obsm["X_DISCERN"]
+
+    np.testing.assert_array_equal(latent(1), latent(1))
+    assert not np.allclose(latent(1), latent(2))
+
+
+def test_a_layer_can_hold_the_counts(cells: ad.AnnData) -> None:
+    counts = cells.copy()
+    cells.layers["counts"], cells.X = cells.X, cells.X.multiply(0.37).tocsr()
+
+    model = Reconstructor(**PARAMETERS)
+    expected, actual = model._process(counts, "protocol", None), model._process(cells, "protocol", "counts")
+
+    assert (expected.X != actual.X).nnz == 0
+
+
+def test_sections_and_single_parameters_make_the_same_experiment() -> None:
+    assert Reconstructor(**EXPERIMENT).parameters == Reconstructor(seed=7, **PARAMETERS).parameters
+
+
+def test_every_parameter_has_one_place() -> None:
+    names = [key for fields in _SECTIONS.values() for key in fields.model_fields]
+    assert sorted(names) == sorted(set(names))
+    assert set(names) - {"raw_input"} <= set(_PLACES)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"max_step": 3}, UnknownNameError, "unknown parameter 'max_step' .did you mean 'max_steps'"),
+        ({"raw_input": ["a.h5ad"]}, UnknownNameError, "unknown parameter 'raw_input'"),
+        ({"latent_dim": 0}, InvalidInputError, "model.latent_dim: expected 1 or more, got 0"),
+        ({"seed": 1, "training": {"seed": 2}}, InvalidInputError, "parameter 'seed' is given twice"),
+        (
+            {"min_genes": 1, "filtering": {"min_genes": 2}},
+            InvalidInputError,
+            "given twice, by itself and in 'filtering'",
+        ),
+    ],
+)
+def test_wrong_parameters(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Reconstructor(**parameters)
+
+
+def test_names_are_checked_before_training(cells: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reconstructor, "_train", lambda *_: pytest.fail("trained"))
+
+    with pytest.raises(InvalidInputError, match=r"no value 'god' .did you mean 'good'"):
+        reconstruct(cells, reference="god", batch_key="protocol", **PARAMETERS)
+    with pytest.raises(
+        UnknownNameError, match=r"expected an obs column 'protocl' for the batch .did you mean 'protocol'"
+    ):
+        reconstruct(cells, reference="good", batch_key="protocl", **PARAMETERS)
+    with pytest.raises(UnknownNameError, match="no layer 'count'"):
+        reconstruct(cells, reference="good", batch_key="protocol", layer="count", **PARAMETERS)
+
+
+def test_nothing_is_overwritten_or_made_of_nothing(cells: ad.AnnData, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no trained model yet: call fit or load"):
+        Reconstructor().project("good")
+    with pytest.raises(MissingFileError, match="holds no processed experiment"):
+        Reconstructor.load(tmp_path)
+    model = Reconstructor(**PARAMETERS | {"max_steps": 1}).fit(cells, "protocol")
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InvalidInputError, match="expected a new or an empty folder"):
+        model.save(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_backed_and_repeated_gene_names(cells: ad.AnnData, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        cells.var_names = ["gene0", *cells.var_names[:-1]]
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+
+    data = Reconstructor(**PARAMETERS)._process(backed, "protocol", None)
+
+    assert data.n_vars == 30
+    assert list(backed.var_names[:2]) == ["gene0", "gene0"]
+
+
+def test_exported_lazily() -> None:
+    assert discern.reconstruct is reconstruct
+    assert discern.Reconstructor is Reconstructor
+
+
+class _Display:
+    """Takes the place of IPython and records the lines that a notebook would show."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.display = SimpleNamespace(display=self._display)
+
+    def get_ipython(self) -> SimpleNamespace:
+        return SimpleNamespace(kernel=object())
+
+    def _display(self, data: dict[str, str], raw: bool, display_id: bool) -> _Display:
+        assert raw
+        assert display_id
+        self.update(data, raw)
+        return self
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        self.lines.append(data["text/plain"])
+
+
+def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _Display()
+    clock = iter(range(100))
+    monkeypatch.setitem(sys.modules, "IPython", shown)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown.display)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(logging.getLogger("discern"), "level", logging.NOTSET)
+
+    with progress.phase("training", total=4) as advance:
+        advance(detail="loss 3")
+        advance(detail="loss 2")
+
+    assert shown.lines == [
+        "training: ██████░░░░░░░░░░░░░░░░░░ 25% after 1 s, 3 s left  loss 3",
+        "training: ████████████░░░░░░░░░░░░ 50% after 2 s, 2 s left  loss 2",
+        "training: done in 3.0 s  loss 2",
+    ]
+    monkeypatch.setattr(logging.getLogger("discern"), "level", logging.WARNING)
+    assert not progress.shows_bars()
