@@ -108,6 +108,7 @@ def search(parameters: Parameters, resume: bool = False) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Consider boosting PBT")  # by keeping processes, with their memory
         (result,) = hyperparameter_search.optimize(parameters, resume).values()
     if isinstance(result, Exception):
         raise result
