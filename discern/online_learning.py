@@ -236,10 +236,11 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
     model.scaling, model.genes = trained.scaling, trained.genes
     model.batches = list(cells.obs["batch"].cat.categories)
     model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
-    update_model(trained.wae_model, model.wae_model, freeze)
-    model.compile(model.get_optimizer())
-    if not freeze:
-        _take_over_state(trained.wae_model, model.wae_model)
+    with model.strategy.scope():
+        update_model(trained.wae_model, model.wae_model, freeze)
+        model.compile(model.get_optimizer())
+        if not freeze:
+            _take_over_state(trained.wae_model, model.wae_model)
     callbacks = create_callbacks(
         training.get("early_stopping"),
         folder,
@@ -261,17 +262,12 @@ class OnlineDISCERNRunner(DISCERNRunner):
 
     That the new files are there is seen to before the first experiment is touched.
 
-    Args:
-        debug: Run the first experiment only, and let its exception pass.
-        gpus: Numbers of the GPUs to use; None for those that the machine has, if any experiment asks for one.
+    The arguments are those of `DISCERNRunner`.
 
     Example:
         >>> OnlineDISCERNRunner(debug=True, gpus=[]).gpus
         []
     """
-
-    def __init__(self, debug: bool, gpus: Sequence[int] | None) -> None:
-        super().__init__(debug, gpus)
 
     def __call__(
         self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
