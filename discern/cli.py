@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,7 +302,7 @@ def optimize(parameters: Path, resume: bool) -> int:
     _start_tensorflow()
     from discern import hyperparameter_search
 
-    return _close(hyperparameter_search.optimize(loaded, resume=resume), "discern train FILE")
+    return _close(hyperparameter_search.optimize(loaded, resume=resume))
 
 
 @cli.command()
@@ -320,6 +322,31 @@ def demo(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     _log_to(output)
     click.echo(run_demo(output))
+
+
+@cli.command()
+@click.argument("files", metavar="A.h5ad B.h5ad ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--batch-column", metavar="COLUMN", help="obs column with the batch; by default it is looked for.")
+@click.option("--reference", metavar="BATCH", help="Batch to project to; by default the one with most genes per cell.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="parameters.json", show_default=True, help="File to write."
+)
+@_everywhere
+def init(files: tuple[Path, ...], batch_column: str | None, reference: str | None, output: Path) -> None:
+    """Write a parameter file that fits raw files, and say what was chosen and why."""
+    from discern import inspection
+
+    click.echo(inspection.write_parameters(files, output, batch_column, reference))
+
+
+@cli.command()
+@click.argument("experiment", metavar="EXPERIMENT", type=click.Path(path_type=Path))
+@_everywhere
+def info(experiment: Path) -> None:
+    """Say what an experiment's folder holds, what was run, and what can be run next."""
+    from discern import inspection
+
+    click.echo(inspection.describe(experiment))
 
 
 @cli.command()
@@ -354,6 +381,13 @@ def _log_to(folder: Path) -> None:
     root.ensure_object(_Settings).log = folder / "discern.log"
     root.with_resource(logs.to_file(folder / "discern.log"))
     _LOGGER.debug("discern %s: %s", __version__, " ".join(sys.argv))
+    _LOGGER.debug("versions: %s", _versions())
+
+
+def _versions() -> str:
+    installed = ((name, importlib.metadata.version(name)) for name in ("tensorflow", "keras", "anndata"))
+    versions = [("discern", __version__), ("python", platform.python_version()), *installed]
+    return ", ".join(f"{name} {version}" for name, version in versions)
 
 
 def _start_tensorflow() -> None:
@@ -383,14 +417,14 @@ def _check_file(path: Path) -> None:
         raise MissingFileError(f"--filename: {path}: no such file")
 
 
-def _close(results: Mapping[str, Path | list[Path] | Exception], following: str) -> int:
+def _close(results: Mapping[str, Path | list[Path] | Exception], following: str | None = None) -> int:
     """Say what was written and what comes next, or what went wrong; returns the exit code."""
     settings = click.get_current_context().find_root().ensure_object(_Settings)
     codes = {_tell(error, settings, f"{name}: ") for name, error in results.items() if isinstance(error, Exception)}
     written = {name: result for name, result in results.items() if not isinstance(result, Exception)}
     for name, paths in written.items():
         _LOGGER.info("%s: wrote %s", name, ", ".join(map(str, paths if isinstance(paths, list) else [paths])))
-    if written:
+    if written and following:
         _LOGGER.info("next: %s", following)
     return min(codes, default=0)
 

@@ -52,10 +52,11 @@ def run_demo(output: Path) -> str:
         output: Folder for parameters, data, experiment and pictures.
 
     Returns:
-        The comparison, as text.
+        The comparison with all CEL-seq2 cells, and the evaluation on those that training did not see, as text.
     """
     from discern.config import load_parameters
     from discern.estimators.run_exp import DISCERNRunner, run_projection, run_train
+    from discern.evaluation import evaluate, summary
     from discern.experiments import process
 
     file = write_demo_inputs(output)
@@ -68,7 +69,9 @@ def run_demo(output: Path) -> str:
     runner(run_train, parameters)
     metadata = {"metadata": [("batch", REFERENCE)], "infile": None, "all_batches": False, "store_sigmas": False}
     runner(run_projection, parameters, metadata)
-    return compare(parameters.folder(name), output)
+    report, figures_file, *_ = evaluate(parameters.folder(name), REFERENCE, [SOURCE], "celltype")
+    figures = json.loads(figures_file.read_text())
+    return f"{compare(parameters.folder(name), output)}\n\n{summary(figures)}\nreport: {report}"
 
 
 def compare(experiment: Path, output: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import multiprocessing
@@ -31,7 +32,19 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 # What the commands write into an experiment's folder: new data makes it invalid. All else there is kept.
-_MADE_FROM_DATA = ("processed_data", "TF_records", "job", "projected", "backup", "analysis.json")
+_MADE_FROM_DATA = (
+    "processed_data",
+    "TF_records",
+    "job",
+    "projected",
+    "backup",
+    "evaluation",
+    "analysis.json",
+    "results.csv",
+    "best_parameters.json",
+    "hyperparameter_search.png",
+    "Ray_Optimization*",
+)
 
 
 def process(
@@ -105,8 +118,9 @@ def check_inputs(parameters: Parameters, name: str) -> None:
     if missing:
         raise MissingFileError(f"{name}: raw_input: no such file: {', '.join(missing)} (paths start at {Path.cwd()})")
     for path in raw:
-        for entry in _MADE_FROM_DATA:
-            if path.resolve().is_relative_to((folder / entry).resolve()):
+        if path.resolve().is_relative_to(folder.resolve()):
+            inside = path.resolve().relative_to(folder.resolve())
+            if inside.parts and _is_made_from_data(inside.parts[0]):
                 raise InvalidInputError(f"{name}: raw_input: {path} is an output of the experiment: copy it elsewhere")
     if "hyperparameter_search" in experiment:
         load_search(Path(experiment["hyperparameter_search"]))
@@ -149,7 +163,11 @@ def make_experiment(
 
 
 def _holds_results(folder: Path) -> bool:
-    return any((folder / entry).exists() for entry in _MADE_FROM_DATA)
+    return folder.is_dir() and any(_is_made_from_data(entry.name) for entry in folder.iterdir())
+
+
+def _is_made_from_data(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _MADE_FROM_DATA)
 
 
 def _copy_all(files: Sequence[Path], target: Path) -> None:
@@ -168,7 +186,7 @@ def _copy_all(files: Sequence[Path], target: Path) -> None:
 def _keep_other_files(old: Path, new: Path) -> None:
     for entry in old.iterdir() if old.is_dir() else ():
         target = new / entry.name
-        if entry.name in _MADE_FROM_DATA or target.exists():
+        if _is_made_from_data(entry.name) or target.exists():
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, target, symlinks=True, copy_function=_link)
