@@ -21,7 +21,7 @@ from discern.functions import clamp_cpus, set_gpu_and_threads
 from discern.io import DISCERNData
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
-from discern.sections import Filtering, InputDs, Model, Scale, Split, Training
+from discern.sections import Filtering, InputDs, Model, Scale, Section, Split, Training
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reconstructor", "reconstruct"]
 
-_SECTIONS = {
+_SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("input_ds",): InputDs,
     ("input_ds", "filtering"): Filtering,
     ("input_ds", "scale"): Scale,
@@ -37,9 +37,10 @@ _SECTIONS = {
     ("model",): Model,
     ("training",): Training,
 }
-_PLACES: dict[str, tuple[str, ...]] = {"input_ds": (), "model": (), "training": ()} | {
+_PLACES: dict[str, tuple[str, ...]] = {
     key: section for section, fields in _SECTIONS.items() for key in fields.model_fields if key != "raw_input"
 }
+_PLACES |= {"input_ds": (), "model": (), "training": ()}
 _IN_MEMORY = "cells_in_memory"
 
 

@@ -1,0 +1,484 @@
+"""What `discern init` finds out about raw files, and what `discern info` says about experiments."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import zarr
+from anndata.io import read_elem
+
+from discern.blocks import memory_budget, track_blocks
+from discern.config import canonical_experiment, load_parameters, read_json
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
+from discern.functions import available_cpus
+from discern.reading import dataset_name, read_raw_input
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import anndata
+    import pandas as pd
+
+_USUAL_COLUMNS = (
+    *("batch", "sample", "sample_id", "donor", "donor_id", "patient", "library", "orig.ident", "dataset", "study"),
+    *("protocol", "technology", "platform", "method", "assay"),
+)
+_MOST_BATCHES = 200
+_MIN_GENES = 400
+_LARGEST_BATCH_SIZE = 192
+_FEW_CELLS = 2000
+
+
+# --- init ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known about the raw files.
+
+    Attributes:
+        columns: For each file the obs column with the batch, None where the file's name is the batch.
+        lines: For each file what it is, in words.
+        genes_per_cell: For each batch how many of the common genes each of its cells has.
+        n_genes: Number of genes that all files have.
+        n_values: Number of counts that are not zero.
+        notes: What the user should look at.
+    """
+
+    columns: dict[str, str | None]
+    lines: list[str]
+    genes_per_cell: dict[str, np.ndarray]
+    n_genes: int
+    n_values: int
+    notes: list[str]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of all files."""
+        return sum(map(len, self.genes_per_cell.values()))
+
+    @property
+    def reference(self) -> str:
+        """The batch with most genes in its median cell."""
+        return max(self.genes_per_cell, key=lambda batch: float(np.median(self.genes_per_cell[batch])))
+
+
+def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
+    """Read raw files and see what is in them.
+
+    Args:
+        files: Raw counts in one of the formats of `discern.reading.read_raw_input`.
+        batch_column: obs column with the batch, in the files that have it; None to look for one.
+
+    Raises:
+        MissingFileError: If a file is not there.
+        UnknownNameError: If no file has the column.
+        InvalidInputError: If a file cannot be read, holds no counts, or the files have no gene in common.
+    """
+    names = [dataset_name(path) for path in files]
+    if len(set(names)) < len(names):
+        raise InvalidInputError(
+            f"expected files of different names, which become the batches: got {names}; rename them"
+        )
+    inputs = {str(path): read_raw_input(path) for path in files}
+    columns = _batch_columns(inputs, batch_column)
+    common = _common_genes(inputs)
+    lines, notes, genes_per_cell, n_values = [], [], dict[str, list[np.ndarray]](), 0
+    for path, adata in inputs.items():
+        counts, whole = _genes_per_cell(path, adata, adata.var_names.isin(common))
+        n_values += int(counts.sum())
+        column = columns[path]
+        labels = (
+            np.full(adata.n_obs, dataset_name(path)) if column is None else adata.obs[column].astype(str).to_numpy()
+        )
+        for batch in np.unique(labels):
+            genes_per_cell.setdefault(str(batch), []).append(counts[labels == batch])
+        kind = "raw counts" if whole else "NOT RAW COUNTS"
+        said = "batch: the file's name" if column is None else f"batch: obs column {column!r}"
+        lines.append(f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {kind}; {said}")
+        if not whole:
+            notes.append(f"{path}: X holds values that are not whole numbers, so no raw counts{_elsewhere(Path(path))}")
+    smallest = min(adata.n_vars for adata in inputs.values())
+    if len(common) < smallest / 2:
+        notes.append(f"only {len(common):,} of {smallest:,} genes are in all files: have they names of the same kind?")
+    joined = {batch: np.concatenate(parts) for batch, parts in sorted(genes_per_cell.items())}
+    return Survey(columns, lines, joined, len(common), n_values, notes)
+
+
+def _batch_columns(inputs: Mapping[str, anndata.AnnData], wanted: str | None) -> dict[str, str | None]:
+    if wanted is not None:
+        if not any(wanted in adata.obs for adata in inputs.values()):
+            known = list(dict.fromkeys(str(column) for adata in inputs.values() for column in adata.obs))
+            raise UnknownNameError(f"no file has an obs column {wanted!r}{nearest(wanted, known)}; columns are {known}")
+        return {path: wanted if wanted in adata.obs else None for path, adata in inputs.items()}
+    if len(inputs) > 1:
+        return {path: "batch" if _is_batch(adata.obs, "batch") else None for path, adata in inputs.items()}
+    ((path, adata),) = inputs.items()
+    for name in _USUAL_COLUMNS:
+        for column in adata.obs:
+            if str(column).lower() == name and _is_batch(adata.obs, column):
+                return {path: column}
+    raise InvalidInputError(
+        f"{path}: expected two batches or more, one to reconstruct the others as: name the obs column that tells them "
+        f"apart with --batch-column (columns are {list(adata.obs)}), or give a second file"
+    )
+
+
+def _is_batch(obs: pd.DataFrame, column: str) -> bool:
+    return column in obs and not obs[column].isna().any() and 2 <= obs[column].nunique() <= _MOST_BATCHES
+
+
+def _common_genes(inputs: Mapping[str, anndata.AnnData]) -> set[str]:
+    (first, adata), *others = inputs.items()
+    common = set(adata.var_names)
+    for path, other in others:
+        if not (common := common & set(other.var_names)):
+            raise InvalidInputError(
+                f"{path}: has no gene in common with {first}, whose genes have names like {list(adata.var_names[:2])}; "
+                f"its own have names like {list(other.var_names[:2])}"
+            )
+    return common
+
+
+def _genes_per_cell(path: str, adata: anndata.AnnData, common: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the number of common genes in each cell, and whether all counts are whole numbers."""
+    genes = np.zeros(adata.n_obs, dtype=np.int64)
+    columns, whole = np.flatnonzero(common), True
+    for rows, block in track_blocks(adata.X, f"looking at {path}"):
+        if not np.isfinite(block.data).all() or (block.data.size and block.data.min() < 0):
+            raise InvalidInputError(
+                f"{path}: expected raw counts in X, some are negative or not finite{_elsewhere(Path(path))}"
+            )
+        whole = whole and bool((block.data == np.floor(block.data)).all())
+        genes[rows] = block[:, columns].getnnz(axis=1)
+    return genes, whole
+
+
+def _elsewhere(path: Path) -> str:
+    """Say where else in the file there are whole numbers."""
+    if path.suffix not in (".h5ad", ".zarr"):
+        return ""
+    group: Any = zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
+    try:
+        places = {f"layers[{name!r}]": group["layers"][name] for name in group.get("layers", ())}
+        if "raw" in group:
+            places["raw.X"] = group["raw"]["X"]
+        found = [name for name, values in places.items() if _looks_whole(values)]
+    finally:
+        if isinstance(group, h5py.File):
+            group.close()
+    return f"; {' and '.join(found)} does: save a file that has it as X" if found else ""
+
+
+def _looks_whole(values: Any) -> bool:
+    is_sparse = isinstance(values, h5py.Group | zarr.Group)
+    sample = np.asarray(values["data"][:10_000] if is_sparse else values[:10])
+    return bool(sample.size and (sample == np.floor(sample)).all())
+
+
+def write_parameters(
+    files: Sequence[Path], output: Path, batch_column: str | None = None, reference: str | None = None
+) -> str:
+    """Write a parameter file that fits raw files.
+
+    Args:
+        files: Raw counts.
+        output: The file to write; must not exist.
+        batch_column: obs column with the batch; None to look for one.
+        reference: The batch to reconstruct the others as; None for the one with most genes in its median cell.
+
+    Returns:
+        What was found and chosen and why, and what to do next.
+
+    Raises:
+        UserError: If the files cannot be used, see `survey`, there is no such batch, or `output` exists.
+    """
+    if output.exists():
+        raise InvalidInputError(f"{output}: exists already; name another file with --output, or remove it")
+    found = survey(files, batch_column)
+    batches = list(found.genes_per_cell)
+    if reference is not None and reference not in batches:
+        raise InvalidInputError(f"there is no batch {reference!r}{nearest(reference, batches)}; batches are {batches}")
+    experiment, reasons = choose(found)
+    name = "_".join(dataset_name(path) for path in files[:3]) + (f"_and_{len(files) - 3}_more" if files[3:] else "")
+    content = {"exp_param": {"experiments_dir": "experiments"}, "experiments": {name: experiment}}
+    canonical_experiment(experiment)
+    with output.open("x") as handle:
+        handle.write(json.dumps(content, indent=2) + "\n")
+    load_parameters(output)
+    chosen = reference or found.reference
+    notes = [*found.notes, *([f"all cells are of one batch, {batches[0]}"] if len(batches) == 1 else [])]
+    why = "as you said" if reference else "most genes in its median cell"
+    return "\n".join(
+        [
+            *found.lines,
+            f"{found.n_genes:,} genes in common",
+            "",
+            f"{'batch':30} {'cells':>9} {'genes of the median cell':>26}",
+            *(
+                f"{batch:30} {len(genes):9,} {int(np.median(genes)):26,}"
+                + (f"  reference: {why}" if batch == chosen else "")
+                for batch, genes in found.genes_per_cell.items()
+            ),
+            "",
+            *(f"{key}: {value} ({reason})" for key, value, reason in reasons),
+            _memory(found, experiment),
+            *(f"LOOK: {note}" for note in notes),
+            "",
+            f"wrote {output}; next:",
+            f"  discern process {output}",
+            f"  discern train {output}",
+            f"  discern project --metadata 'batch:{chosen}' {output}",
+            f"  discern evaluate --reference '{chosen}' {output}",
+        ]
+    )
+
+
+def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
+    """Choose the parameters for some files.
+
+    Returns:
+        An EXPERIMENT of parameters.json, and for each choice its key, its value and the reason.
+    """
+    min_genes, why_genes = _min_genes(found.genes_per_cell)
+    kept = {batch: int((genes >= min_genes).sum()) for batch, genes in found.genes_per_cell.items()}
+    valid = sum(int(0.1 * cells) for cells in kept.values())
+    batch_size = max(2, min(_LARGEST_BATCH_SIZE, valid))
+    few = found.n_cells < _FEW_CELLS
+    demo = _demo()
+    layers = demo["model"]["encoder"]["layers"] if few else [1024, 512, 256]
+    max_steps = demo["training"]["max_steps"] if few else 200
+    gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
+    cpus = available_cpus()
+    columns = found.columns
+    experiment = {
+        "input_ds": {
+            "raw_input": columns if any(columns.values()) else list(columns),
+            "filtering": {"min_genes": min_genes, "min_cells": 3},
+            "scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
+            "split": {"split_seed": 0, "valid_cells": 0.1, "mmd_cells": 1.0, "test_cells": 0.1},
+            "n_cpus_preprocessing": cpus,
+        },
+        "model": {
+            "latent_dim": 48,
+            "encoder": {"layers": layers, "regularization": 0.4},
+            "decoder": {"layers": layers[::-1], "regularization": 0.0},
+            "norm_type": ["conditionallayernorm"] * 3,
+        },
+        "training": {
+            "GPU": gpus,
+            "XLA": True,
+            "batch_size": batch_size,
+            "max_steps": max_steps,
+            "parallel_pc": cpus,
+            "early_stopping": {"delay": 5, "min_delta": 0.01, "patience": max_steps if few else 30},
+            "seed": 0,
+        },
+    }
+    size = f"{found.n_cells:,} cells"
+    reasons = [
+        ("min_genes", min_genes, why_genes),
+        ("test_cells", 0.1, "training never sees them; `discern evaluate` compares with them"),
+        (
+            "batch_size",
+            batch_size,
+            "as published" if batch_size == _LARGEST_BATCH_SIZE else f"there are {valid} validation cells",
+        ),
+        ("layers", layers, f"{size}: as in the demo, quicker" if few else f"{size}: as published"),
+        (
+            "max_steps",
+            max_steps,
+            "as in the demo" if few else "as published; stops early when the validation loss no longer falls",
+        ),
+        ("GPU", gpus, "found one" if gpus else "found none"),
+        ("n_cpus_preprocessing, parallel_pc", cpus, "what this machine has"),
+        ("seed", 0, "the same result every time"),
+    ]
+    return experiment, reasons
+
+
+def _demo() -> dict[str, Any]:
+    """Return the experiment of `discern demo`, whose network suits few cells."""
+    (experiment,) = read_json(Path(__file__).parent / "datasets" / "demo.json")["experiments"].values()
+    return experiment
+
+
+def _min_genes(genes_per_cell: Mapping[str, np.ndarray]) -> tuple[int, str]:
+    """Lower the usual threshold if a batch would lose more than a tenth of its cells."""
+    tenths = {batch: int(np.quantile(genes, 0.1)) for batch, genes in genes_per_cell.items()}
+    worst = min(tenths, key=lambda batch: tenths[batch])
+    lost = float((genes_per_cell[worst] < _MIN_GENES).mean())
+    if tenths[worst] >= _MIN_GENES:
+        return _MIN_GENES, f"as published; loses {lost:.0%} of {worst} at the most"
+    step = 50 if tenths[worst] >= 50 else 1
+    return max(1, tenths[worst] // step * step), f"{_MIN_GENES} would lose {lost:.0%} of {worst}"
+
+
+def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
+    layers, genes = experiment["model"]["encoder"]["layers"], found.n_genes
+    hidden = sum(a * b for a, b in itertools.pairwise(layers)) * 2
+    weights = 3 * genes * layers[0] + hidden
+    cells = found.n_values * 8
+    streamed = cells > memory_budget()
+    training = 16 * weights + experiment["training"]["batch_size"] * genes * 4 * 12
+    output = found.n_cells * genes * 8
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    held = "read block by block" if streamed else f"about {_size(3 * cells)} while they are processed"
+    return (
+        f"memory: cells {_size(cells)} ({held}), network about {_size(training)} while it is trained, beside 1 GB of "
+        f"libraries; this machine has {_size(total)}. Disk: up to {_size(output)} for each projection"
+    )
+
+
+def _size(nbytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Example:
+        >>> _size(3_200_000), _size(51e9)
+        ('3 MB', '51.0 GB')
+    """
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def describe(path: Path) -> str:
+    """Say what experiments hold, what was run on them, with which versions, and what can be run next.
+
+    Args:
+        path: The folder of an experiment, or of several, or a parameter file.
+
+    Raises:
+        MissingFileError: If there is no experiment.
+    """
+    return "\n\n".join("\n".join(_described(folder, file)) for folder, file in _experiments(path))
+
+
+def _experiments(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder and the parameter file of each experiment."""
+    if path.is_file():
+        parameters = load_parameters(path)
+        yield from ((parameters.folder(name), path) for name in parameters.experiments)
+        return
+    folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
+    found = [folder for folder in folders if (folder / "parameters.json").is_file()]
+    if not found:
+        raise MissingFileError(
+            f"{path}: no experiment: expected a folder that `discern process` made, or a parameter file"
+        )
+    for folder in found[:1] if found[0] == path else found:
+        yield folder, folder / "parameters.json"
+
+
+def _described(folder: Path, file: Path) -> Iterator[str]:
+    yield str(folder)
+    processed = folder / "processed_data" / "concatenated_data.h5ad"
+    if not processed.is_file():
+        yield _line("cells", "not processed yet")
+        yield _line("next", f"discern process {file}")
+        return
+    with h5py.File(processed) as handle:
+        obs, uns = read_elem(handle["obs"]), read_elem(handle["uns"])
+        n_genes = len(read_elem(handle["var"]))
+    yield from _cells(obs, uns, n_genes)
+    if (folder / "TF_records").is_dir():
+        yield _line("records", f"TF_records/, {_size(_disk(folder / 'TF_records'))}")
+    models = list(_models(folder / "job"))
+    for model in models or ["not trained yet"]:
+        yield _line("model", model)
+    for result in sorted((folder / "projected").glob("*.h5ad")):
+        yield _line("projected", f"{result.name}, {_size(result.stat().st_size)}")
+    for name, words in {
+        "evaluation/report.html": "evaluation",
+        "analysis.json": "search",
+        "backup": "model before online training",
+    }.items():
+        if (folder / name).exists():
+            yield _line("also", f"{name}: {words}")
+    yield from (_line("run", run) for run in _runs(folder))
+    yield from (_line("next", command) for command in _next(file, obs, bool(models)))
+
+
+def _line(head: str, text: str) -> str:
+    return f"  {head:10} {text}"
+
+
+def _cells(obs: pd.DataFrame, uns: Mapping[str, Any], n_genes: int) -> Iterator[str]:
+    yield _line("cells", f"{len(obs):,} x {n_genes:,} genes, processed by DISCERN {_maker(uns)}")
+    split = obs.groupby(["batch", "split"], observed=True).size().unstack(fill_value=0)
+    for batch, cells in split.iterrows():
+        parts = ", ".join(f"{cells[part]:,} {part}" for part in ("train", "valid", "test") if part in cells)
+        genes = f"; {int(obs.loc[obs['batch'] == batch, 'n_genes'].median()):,} genes in the median cell"
+        yield _line("batch", f"{batch}: {parts}{genes if 'n_genes' in obs else ''}")
+    others = [str(column) for column in obs if column not in ("batch", "split", "for_mmd", "n_genes", "n_counts")]
+    if others:
+        yield _line("obs", ", ".join(others))
+
+
+def _maker(uns: Mapping[str, Any]) -> str:
+    return "2 (sparse, log-normalised)" if "DISCERN_format" in uns else "1 (dense, standardised; is read as it is)"
+
+
+def _disk(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def _models(job: Path) -> Iterator[str]:
+    for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
+        with h5py.File(path) as handle:
+            attributes = dict(handle.attrs)
+        if "epoch" not in attributes:
+            yield f"job/{path.name}, {_size(path.stat().st_size)}, written by the original program"
+            continue
+        loss = f", validation loss {attributes['val_loss']:.6g}" if "val_loss" in attributes else ""
+        yield f"job/{path.name}, {_size(path.stat().st_size)}: epoch {attributes['epoch']}{loss}"
+
+
+_LOG_LINE = re.compile(r"(?P<time>[\d-]+ [\d:]+),\d+ (?P<process>\d+) (?P<level>[A-Z]+) discern[\w.]*: (?P<text>.*)")
+
+
+def _runs(folder: Path) -> Iterator[str]:
+    """Read from `discern.log` which commands wrote into the experiment, or failed to, and with which versions."""
+    log = next((path for path in (folder.parent / "discern.log", folder / "discern.log") if path.is_file()), None)
+    if log is None:
+        return
+    started: dict[str, tuple[str, str]] = {}
+    versions: dict[str, str] = {}
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not (found := _LOG_LINE.match(line)):
+                continue
+            process, text = found["process"], found["text"]
+            if begin := re.match(r"discern [\w.+-]+: (.*)", text):
+                arguments = begin[1].split()
+                started[process] = found["time"], " ".join([Path(arguments[0]).name, *arguments[1:]])
+                versions[process] = text.split(":")[0]
+            elif text.startswith("versions: "):
+                versions[process] = text.removeprefix("versions: ")
+            elif process in started and text.startswith(f"{folder.name}: ") and _ends(found["level"], text):
+                time, command = started[process]
+                outcome = "failed: " + text.partition(": ")[2] if found["level"] == "ERROR" else "done"
+                yield f"{time} {command}: {outcome} ({versions[process]})"
+
+
+def _ends(level: str, text: str) -> bool:
+    return level == "ERROR" or ": wrote " in text
+
+
+def _next(file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
+    yield f"discern train {file}" + ("  (goes on up to training.max_steps)" if trained else "")
+    if trained:
+        genes = obs["n_genes"] if "n_genes" in obs else obs["batch"].cat.codes
+        reference = genes.groupby(obs["batch"], observed=True).median().idxmax()
+        yield f"discern project --metadata 'batch:{reference}' {file}"
+        yield f"discern evaluate --reference '{reference}' {file}"
+        yield f"discern onlinetraining --filename NEW.h5ad {file}"

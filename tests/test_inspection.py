@@ -1,0 +1,190 @@
+"""`discern init` and `discern info`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from discern.cli import cli
+from discern.config import load_parameters
+from discern.datasets import lung_cell_lines
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
+from discern.inspection import choose, describe, survey, write_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def one_file(make_raw_cells: Callable[..., ad.AnnData]) -> Path:
+    cells = make_raw_cells({"good": 60, "poor": 40}, density=0.9)
+    poor = (cells.obs["batch"] == "poor").to_numpy()
+    cells.X = cells.X.multiply(np.where(poor[:, None], np.arange(30) < 10, True)).tocsr()
+    cells.obs = cells.obs.rename(columns={"batch": "Donor"})
+    cells.write_h5ad("both.h5ad")
+    return Path("both.h5ad")
+
+
+def test_parameters_fit_the_shipped_files(here: Path) -> None:
+    files = list(lung_cell_lines().values())
+
+    said = write_parameters(files, Path("p.json"))
+
+    parameters = load_parameters(Path("p.json"))
+    experiment = parameters.experiments["celseq2_dropseq"]
+    assert experiment["input_ds"]["raw_input"] == list(map(str, files))
+    assert experiment["input_ds"]["filtering"] == {"min_genes": 400, "min_cells": 3}
+    assert experiment["training"]["batch_size"] == 27 + 22
+    assert parameters.experiments_dir == Path("experiments")
+    assert f"{files[0]}: 274 cells x 28,073 genes, raw counts; batch: the file's name" in said
+    assert "15,073 genes in common" in said
+    assert "  reference: most genes in its median cell" in next(
+        line for line in said.splitlines() if line.startswith("celseq2 ")
+    )
+    assert "discern project --metadata 'batch:celseq2' p.json" in said
+
+
+def test_one_file_with_a_batch_column(one_file: Path) -> None:
+    found = survey([one_file])
+
+    experiment, reasons = choose(found)
+
+    assert found.columns == {"both.h5ad": "Donor"}
+    assert {batch: len(genes) for batch, genes in found.genes_per_cell.items()} == {"good": 60, "poor": 40}
+    assert found.reference == "good"
+    assert experiment["input_ds"]["raw_input"] == {"both.h5ad": "Donor"}
+    least = experiment["input_ds"]["filtering"]["min_genes"]
+    assert (found.genes_per_cell["poor"] >= least).mean() >= 0.9
+    assert ("min_genes", least, "400 would lose 100% of poor") in reasons
+
+
+def test_what_the_user_says_counts(one_file: Path) -> None:
+    said = write_parameters([one_file], Path("p.json"), batch_column="celltype", reference="B cell")
+
+    assert load_parameters(Path("p.json")).experiments["both"]["input_ds"]["raw_input"] == {"both.h5ad": "celltype"}
+    assert "reference: as you said" in next(line for line in said.splitlines() if line.startswith("B cell"))
+
+
+def test_parameters_can_be_processed(one_file: Path) -> None:
+    write_parameters([one_file], Path("parameters.json"))
+
+    outcome = CliRunner().invoke(cli, ["process", "parameters.json"])
+
+    assert outcome.exit_code == 0, outcome.output
+    said = describe(Path("experiments/both"))
+    assert re.search(r"batch +good: \d+ train, \d valid, \d test; 2\d genes in the median cell\n", said)
+    assert re.search(r"batch +poor: \d+ train, \d valid, \d test; \d genes in the median cell\n", said)
+    assert "not trained yet" in said
+
+
+def test_values_that_are_no_counts(one_file: Path) -> None:
+    cells = ad.read_h5ad(one_file)
+    cells.layers["counts"], cells.X = cells.X, np.log1p(cells.X.toarray())
+    cells.write_h5ad("logged.h5ad")
+
+    said = write_parameters([Path("logged.h5ad")], Path("p.json"))
+
+    assert "logged.h5ad: 100 cells x 30 genes, NOT RAW COUNTS" in said
+    assert "no raw counts; layers['counts'] does: save a file that has it as X" in said
+    cells.X = cells.X - 1
+    cells.write_h5ad("scaled.h5ad")
+    with pytest.raises(InvalidInputError, match=r"scaled.h5ad: expected raw counts in X, some are negative.*'counts'"):
+        survey([Path("scaled.h5ad")])
+
+
+def test_mistakes_write_nothing(one_file: Path, make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    other = make_raw_cells({"x": 10})
+    other.var_names = [f"ENSG{number}" for number in range(30)]
+    other.write_h5ad("other.h5ad")
+    output = Path("p.json")
+
+    for files, options, error, message in (
+        ([one_file, Path("other.h5ad")], {}, InvalidInputError, r"other.h5ad: has no gene in common with both.h5ad"),
+        ([Path("other.h5ad")], {}, InvalidInputError, r"expected two batches or more.*--batch-column"),
+        ([one_file], {"batch_column": "donor"}, UnknownNameError, r"no file has an obs column 'donor'.*mean 'Donor'"),
+        ([one_file], {"reference": "god"}, InvalidInputError, r"there is no batch 'god' .did you mean 'good'"),
+        ([Path("absent.h5ad")], {}, MissingFileError, r"absent.h5ad: no such file"),
+        ([one_file, one_file], {}, InvalidInputError, r"expected files of different names"),
+    ):
+        with pytest.raises(error, match=message):
+            write_parameters(files, output, **options)
+    assert not output.exists()
+    output.write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"p.json: exists already; name another file with --output"):
+        write_parameters([one_file], output)
+    assert output.read_text() == "mine"
+
+
+def test_command_init(one_file: Path) -> None:
+    outcome = CliRunner().invoke(cli, ["init", "both.h5ad", "--batch_column", "Donor", "--output", "mine.json"])
+
+    assert outcome.exit_code == 0, outcome.output
+    assert "wrote mine.json; next:" in outcome.output
+    assert CliRunner().invoke(cli, ["init", "absent.h5ad"]).exit_code == 2
+
+
+def test_info_of_a_folder_of_the_original(original_experiment: Path) -> None:
+    said = describe(original_experiment)
+
+    assert "220 x 1,500 genes, processed by DISCERN 1 (dense, standardised; is read as it is)" in said
+    assert "batch      celseq2: 88 train, 22 valid; 1,465 genes in the median cell" in said
+    assert "job/best_model.hdf5" in said
+    assert "written by the original program" in said
+    assert "discern project --metadata 'batch:celseq2'" in said
+    assert describe(original_experiment.parent) == said
+
+
+def test_info_of_what_was_run(original_experiment: Path) -> None:
+    (original_experiment.parent / "discern.log").write_text(
+        "2026-11-23 10:00:00,123 7 DEBUG discern: discern 2.0.0: /usr/bin/discern train p.json\n"
+        "2026-11-23 10:00:00,124 7 DEBUG discern: versions: discern 2.0.0, keras 3.15.1\n"
+        "2026-11-23 10:00:01,000 8 DEBUG discern: discern 2.0.0: /usr/bin/discern project p.json\n"
+        "2026-11-23 10:00:02,000 8 ERROR discern: original: no trained model\n"
+        "2026-11-23 10:00:03,000 8 INFO discern: another: wrote x.h5ad\n"
+        "Traceback (most recent call last):\n"
+        "2026-11-23 10:01:00,000 7 INFO discern: original: wrote job/last_model.h5\n"
+    )
+
+    runs = [line.strip() for line in describe(original_experiment).splitlines() if line.startswith("  run ")]
+
+    assert runs == [
+        "run        2026-11-23 10:00:01 discern project p.json: failed: no trained model (discern 2.0.0)",
+        "run        2026-11-23 10:00:00 discern train p.json: done (discern 2.0.0, keras 3.15.1)",
+    ]
+
+
+def test_command_info(one_file: Path) -> None:
+    write_parameters([one_file], Path("parameters.json"))
+
+    outcome = CliRunner().invoke(cli, ["info", "parameters.json"])
+
+    assert outcome.exit_code == 0, outcome.output
+    assert "not processed yet" in outcome.output
+    assert "discern process parameters.json" in outcome.output
+    Path("empty").mkdir()
+    with pytest.raises(MissingFileError, match="empty: no experiment"):
+        describe(Path("empty"))
+
+
+def test_versions_are_logged(one_file: Path) -> None:
+    write_parameters([one_file], Path("parameters.json"))
+    content = json.loads(Path("parameters.json").read_text())
+    Path("experiments").mkdir()
+    Path("parameters.json").write_text(json.dumps(content))
+
+    CliRunner().invoke(cli, ["process", "parameters.json"])
+
+    assert ", tensorflow " in Path("experiments/discern.log").read_text()
