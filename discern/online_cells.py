@@ -54,12 +54,12 @@ class OnlineWAERecipe(WAERecipe):
 
     Example:
         >>> from discern.datasets import lung_cell_lines
-        >>> cells = {name: ad.read_h5ad(path)[:60] for name, path in lung_cell_lines().items()}
+        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60] for path in lung_cell_lines().values())
         >>> parameters = {"filtering": {"min_genes": 10, "min_cells": 3}, "scale": {"LSN": 20000}}
-        >>> reference = WAERecipe(parameters, {"celseq2": cells["celseq2"]})().sc_raw
-        >>> new = OnlineWAERecipe(reference, parameters, {"dropseq": cells["dropseq"]}, fill_missing_genes=True)()
+        >>> reference = WAERecipe(parameters, {"one": celseq2[:30], "two": celseq2[30:]})().sc_raw
+        >>> new = OnlineWAERecipe(reference, parameters, {"new": dropseq}, fill_missing_genes=True)()
         >>> new.sc_raw.var_names.equals(reference.var_names), new.config["batch_key"]
-        (True, {'0': 'celseq2', '1': 'dropseq'})
+        (True, {'0': 'one', '1': 'two', '2': 'new'})
     """
 
     def __init__(

@@ -212,21 +212,33 @@ def _prepare_new_state(
     work: Path,
 ) -> None:
     """Make all that will be in the experiment's folder in `work/new`."""
-    new = work / "new"
     trained, experiment = setup_exp(exp_folder)
+    trained.restore_model(exp_folder / "job")
+    cells = _add_cells(exp_folder, files, fill_missing_genes, trained, experiment, work)
+    _train(trained, experiment, cells, freeze, work / "new")
+    shutil.copytree(exp_folder / "job", work / "new" / "backup")
+
+
+def _add_cells(
+    exp_folder: Path,
+    files: Sequence[str | Path] | Mapping[str, str | None],
+    fill_missing_genes: bool,
+    trained: DISCERN,
+    experiment: Mapping[str, Any],
+    work: Path,
+) -> DISCERNData:
+    """Process new cells, write them together with the old ones to `work/new` and return them."""
     batch_size = experiment["training"]["batch_size"]
     reference = DISCERNData.from_folder(exp_folder, batch_size)
-    trained.restore_model(exp_folder / "job")
     trained.prepare_projection(reference)
     recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
     cells = DISCERNData(recipe.sc_raw, batch_size, cachefile=work)
-    processed = new / "processed_data" / "concatenated_data.h5ad"
+    processed = work / "new" / "processed_data" / "concatenated_data.h5ad"
     save_data(processed, cells, reference)
     if (exp_folder / "TF_records").is_dir():
         both = DISCERNData.read_h5ad(processed, batch_size)
-        write_records(both, new / "TF_records", seed=experiment["input_ds"]["split"]["split_seed"])
-    _train(trained, experiment, cells, freeze, new)
-    shutil.copytree(exp_folder / "job", new / "backup")
+        write_records(both, work / "new" / "TF_records", seed=experiment["input_ds"]["split"]["split_seed"])
+    return cells
 
 
 def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, freeze: bool, folder: Path) -> None:
