@@ -50,7 +50,10 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
 
     from discern.functions import set_gpu_and_threads
 
-    set_gpu_and_threads(training.get("parallel_pc"), training.get("GPU"))
+    gpus = training.get("GPU")
+    if gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = None  # the runner, Ray or the user has chosen; TensorFlow counts those from 0
+    set_gpu_and_threads(training.get("parallel_pc"), gpus)
 
     from discern.estimators.batch_integration import DISCERN
 
