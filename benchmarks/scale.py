@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.1
 _COMMANDS = {"process": ["--force"], "train": [], "project": ["--metadata", "batch:celseq2"]}
 
 
@@ -34,14 +34,15 @@ def children(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Return the resident bytes of the process and its descendants."""
-    pages = 0
+    """Return the resident bytes of the process and its descendants; what they share is counted once (PSS)."""
+    kilobytes = 0
     for process in children(pid):
         try:
-            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has just ended
             continue
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes * 1024
 
 
 def measured(command: list[str]) -> tuple[float, float, int]:

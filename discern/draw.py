@@ -15,6 +15,8 @@ import anndata
 from discern.figures import draw_umaps
 
 if __name__ == "__main__":
+    # umap would import TensorFlow, for a part of it that is not used here: half a gigabyte beside the training.
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]
     os.nice(10)
     quoted = anndata.read_h5ad(sys.argv[1])
     obsm = {unquote(title): values for title, values in quoted.obsm.items()}
