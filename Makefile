@@ -23,7 +23,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV) docs/_build docs/generated
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

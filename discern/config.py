@@ -153,12 +153,18 @@ def schema() -> dict[str, Any]:
     """Return the JSON Schema of `parameters.json`, for editors.
 
     Example:
-        >>> schema()["title"]
-        'DISCERN parameters'
+        >>> schema()["$defs"]["Filtering"]["properties"]["min_cells"]["description"]
+        'A gene is kept if it is detected in at least so many of the kept cells.'
     """
-    adapter = TypeAdapter(ParameterFile | Experiment)
+    from discern.descriptions import DESCRIPTIONS
+
+    content = TypeAdapter(ParameterFile | Experiment).json_schema()
+    for section, definition in content["$defs"].items():
+        for key, value in definition["properties"].items():
+            if key in DESCRIPTIONS.get(section, {}):
+                value["description"] = DESCRIPTIONS[section][key]
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "DISCERN parameters"}
-    return described | adapter.json_schema()
+    return described | content
 
 
 def read_json(path: Path) -> dict[str, Any]:

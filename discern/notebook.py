@@ -16,12 +16,13 @@ from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.estimators.batch_integration import DISCERN
 from discern.estimators.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.estimators.run_exp import setup_exp
+from discern.evaluation import add_distance
 from discern.files import replacing
 from discern.functions import clamp_cpus, set_gpu_and_threads
 from discern.io import DISCERNData
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
-from discern.sections import Filtering, InputDs, Model, Scale, Section, Split, Training
+from discern.sections import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ _SECTIONS: dict[tuple[str, ...], type[Section]] = {
 _PLACES: dict[str, tuple[str, ...]] = {
     key: section for section, fields in _SECTIONS.items() for key in fields.model_fields if key != "raw_input"
 }
-_PLACES |= {"input_ds": (), "model": (), "training": ()}
+_PLACES |= dict.fromkeys(Experiment.model_fields, ())
+_PUBLISHED_SCALE: dict[str, Any] = {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}
 _IN_MEMORY = "cells_in_memory"
 
 
@@ -65,13 +67,16 @@ def reconstruct(
         layer: The layer with the raw counts; None for X.
         seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
         **parameters: Parameters of parameters.json under the names that they have there, e.g. `max_steps=100`,
-            `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`).
+            `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). What is not
+            given is as published; so are `LSN` and `fixed_scaling`, whose absence in a file means something, unless
+            their section is given.
 
     Returns:
         The cells and genes left by `filtering`. Expression is log-normalised, log1p(counts / total * LSN): X with each
         estimate kept with its detection probability, `layers["estimated_counts"]`, and in `raw` the cells as they were
         measured. `layers["estimated_dropouts"]` is the probability that the gene is detected, `obsm["X_DISCERN"]` the
-        latent code, obs `batch` the batch.
+        latent code, obs `batch` the batch, obs `discern_distance` how far a cell is from the reference's cells in
+        latent space: see `discern.evaluation.add_distance`.
 
     Raises:
         UnknownNameError: If a parameter, layer or obs column does not exist.
@@ -124,6 +129,8 @@ class Reconstructor:
     """
 
     def __init__(self, *, seed: int | None = None, **parameters: Any) -> None:
+        if not {"input_ds", "scale"} & set(parameters):
+            parameters = _PUBLISHED_SCALE | parameters
         experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
         experiment.setdefault("training", {}).setdefault("seed", 0)
         self.parameters = canonical_experiment(experiment)
@@ -193,7 +200,12 @@ class Reconstructor:
             InvalidInputError: If it has no such value, or there is no trained model.
         """
         estimator, data = self._fitted()
-        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
+        result = estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
+        if column == "batch" and reference:
+            trained_on = (result.obs["batch"] == reference) & (result.obs["split"] == "train")
+            if trained_on.sum() > 1:
+                add_distance(result, reference)
+        return result
 
     def save(self, folder: str | Path) -> Path:
         """Write parameters, processed cells and model as an experiment, on which all commands work.

@@ -87,6 +87,7 @@ def test_result_is_that_of_the_command_line(cells: ad.AnnData, tmp_path: Path) -
     in_memory = reconstruct(cells, reference="good", batch_key="protocol", seed=7, **PARAMETERS)
 
     _assert_same_result(in_memory, from_files)
+    np.testing.assert_allclose(in_memory.obs["discern_distance"], from_files.obs["discern_distance"], rtol=1e-4)
 
 
 def test_input_is_left_alone(cells: ad.AnnData) -> None:
@@ -151,6 +152,16 @@ def test_a_layer_can_hold_the_counts(cells: ad.AnnData) -> None:
 
 def test_sections_and_single_parameters_make_the_same_experiment() -> None:
     assert Reconstructor(**EXPERIMENT).parameters == Reconstructor(seed=7, **PARAMETERS).parameters
+
+
+def test_scale_is_as_published_unless_its_section_is_given() -> None:
+    published = {"LSN": 20000.0, "fixed_scaling": {"mean": "genes", "var": "genes", "add_to_mean": 0, "add_to_var": 0}}
+
+    assert Reconstructor().parameters["input_ds"]["scale"] == published
+    assert Reconstructor(LSN=10).parameters["input_ds"]["scale"] == published | {"LSN": 10.0}
+    assert Reconstructor(LSN=None).parameters["input_ds"]["scale"].keys() == {"fixed_scaling"}
+    assert Reconstructor(scale={}).parameters["input_ds"]["scale"] == {}
+    assert Reconstructor(input_ds={"filtering": {"min_genes": 1}}).parameters["input_ds"]["scale"] == {}
 
 
 def test_every_parameter_has_one_place() -> None:

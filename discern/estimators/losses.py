@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.estimators.fused import with_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,7 @@ class DummyLoss(keras.losses.Loss):
 class HuberLoss(keras.losses.Loss):
     """Squared error up to a distance of `delta`, linear beyond, averaged over the genes of a cell.
 
-    With d = y_true - y_pred: d^2 / 2 where |d| <= delta, else delta * |d| - delta^2 / 2.
+    With d = y_true - y_pred: `d^2 / 2` where `|d| <= delta`, else `delta * |d| - delta^2 / 2`.
 
     Args:
         delta: Where the loss becomes linear, in units of the (standardised) expression.
@@ -71,9 +72,13 @@ class HuberLoss(keras.losses.Loss):
     def __init__(self, delta: float = 1.0, reduction: str | None = _MEAN, name: str = "huber_loss") -> None:
         super().__init__(name=name, reduction=reduction)
         self.delta = delta
+        self._of_cells = with_gradient(self._each_cell)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return the loss of each cell: shapes (cells, genes) to (cells,)."""
+        return self._of_cells(y_pred, y_true)
+
+    def _each_cell(self, y_pred: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
         difference = y_pred - y_true
         clipped = tf.clip_by_value(difference, -self.delta, self.delta)
         return tf.reduce_mean(clipped * (difference - 0.5 * clipped), axis=-1)
@@ -85,7 +90,7 @@ class HuberLoss(keras.losses.Loss):
 
 @_register
 class Lnorm(keras.losses.Loss):
-    """|y_true - y_pred|^p, summed over cells or genes.
+    """`|y_true - y_pred|^p`, summed over cells or genes.
 
     Args:
         p: Power of the difference.
@@ -160,18 +165,28 @@ class MaskedCrossEntropy(keras.losses.Loss):
         self.zeros = np.asarray(zeros, dtype=np.float32)
         self.zeros_eps = zeros_eps
         self.lower_label_smoothing = lower_label_smoothing
+        self._of_logits = with_gradient(self._each_cell)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return the loss of each cell for expression and probabilities, both (cells, genes).
 
         Where the probabilities come straight from a sigmoid, Keras takes the exact and faster way over its logits.
         """
+        logits = getattr(y_pred, "_keras_logits", None)
+        if logits is None:
+            return tf.reduce_mean(keras.ops.binary_crossentropy(self._labels(y_true), y_pred), axis=-1)
+        return self._of_logits(logits, y_true)
+
+    def _each_cell(self, logits: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
+        labels = self._labels(y_true)
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), axis=-1)
+
+    def _labels(self, y_true: tf.Tensor) -> tf.Tensor:
         smoothing = self.label_smoothing
         undetected, detected = (
             label * (1 - smoothing) + 0.5 * smoothing for label in (min(1.0, self.lower_label_smoothing), 1.0)
         )
-        labels = tf.where(tf.abs(y_true - self.zeros) <= self.zeros_eps, undetected, detected)
-        return tf.reduce_mean(keras.ops.binary_crossentropy(labels, y_pred), axis=-1)
+        return tf.where(tf.abs(y_true - self.zeros) <= self.zeros_eps, undetected, detected)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments from which an equal loss can be made."""
