@@ -72,11 +72,11 @@ def reconstruct(
             their section is given.
 
     Returns:
-        The cells and genes left by `filtering`. Expression is log-normalised, log1p(counts / total * LSN): X with each
-        estimate kept with its detection probability, `layers["estimated_counts"]`, and in `raw` the cells as they were
-        measured. `layers["estimated_dropouts"]` is the probability that the gene is detected, `obsm["X_DISCERN"]` the
-        latent code, obs `batch` the batch, obs `discern_distance` how far a cell is from the reference's cells in
-        latent space: see `discern.evaluation.add_distance`.
+        The cells and genes left by `filtering`. X holds each estimate with its detection probability, else zero;
+        `layers["estimated_counts"]` the estimates, and `raw` the cells as they were measured, all log-normalised,
+        `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene is detected,
+        `obsm["X_DISCERN"]` the latent code, obs `batch` the batch, and obs `discern_distance` how far a cell is from
+        the reference's cells in latent space, see `discern.evaluation.add_distance`.
 
     Raises:
         UnknownNameError: If a parameter, layer or obs column does not exist.
