@@ -1,9 +1,12 @@
 """Measure time and memory of the commands on generated cells.
 
     python benchmarks/scale.py 20000 --density 0.18 --steps process train project --epochs 1
+    python benchmarks/scale.py 10000 30000 100000 --density 0.09 --steps process train project --stop-after 300 \\
+        --model scale/experiments/cells-20000-0.18/job --layers X
 
 Generates the cells once (see `generate_cells.py`), runs each command as a user would, in a process of its own, and
-prints seconds, CPU seconds and the peak of resident memory of the process and its children together.
+prints seconds, CPU seconds and the peak of resident memory of the process and its children together. A training of
+many cells is interrupted after `--stop-after` seconds; `project` then takes the model of another experiment.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import argparse
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 _POLL_SECONDS = 0.1
+_INTERRUPTED = 130
 _COMMANDS = {"process": ["--force"], "train": [], "project": ["--metadata", "batch:celseq2"]}
 
 
@@ -45,15 +51,21 @@ def resident(pid: int) -> int:
     return kilobytes * 1024
 
 
-def measured(command: list[str]) -> tuple[float, float, int]:
-    """Run a command; return its seconds, its CPU seconds and its peak of resident bytes."""
+def measured(command: list[str], stop_after: float | None = None) -> tuple[float, float, int]:
+    """Run a command; return its seconds, its CPU seconds and its peak of resident bytes.
+
+    After `stop_after` seconds it is interrupted as by Ctrl-C.
+    """
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
             time.sleep(_POLL_SECONDS)
-    if process.returncode:
+            if stop_after is not None and time.perf_counter() - begin > stop_after:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+    if process.returncode not in (0, _INTERRUPTED if stop_after is not None else 0):
         raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -85,6 +97,9 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.18, help="share of non-zero entries")
     parser.add_argument("--steps", nargs="+", choices=list(_COMMANDS), default=["process"])
     parser.add_argument("--epochs", type=int, default=1, help="of training")
+    parser.add_argument("--stop-after", type=float, help="seconds after which a training is interrupted")
+    parser.add_argument("--model", type=Path, help="job folder of another experiment, for project")
+    parser.add_argument("--layers", default="X,estimated_counts,estimated_dropouts", help="what project writes")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the cells and the experiments")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +112,13 @@ def main() -> None:
             subprocess.run(generate, check=True)
         file = parameters(arguments.folder, cells, arguments.epochs)
         for step in arguments.steps:
-            seconds, cpu, peak = measured([sys.executable, "-m", "discern", step, str(file), *_COMMANDS[step]])
+            command = [sys.executable, "-m", "discern", step, str(file), *_COMMANDS[step]]
+            if step == "project":
+                command += ["--layers", arguments.layers]
+                if arguments.model:
+                    job = arguments.folder / "experiments" / cells.stem / "job"
+                    shutil.copytree(arguments.model, job, dirs_exist_ok=True)
+            seconds, cpu, peak = measured(command, arguments.stop_after if step == "train" else None)
             rows.append(f"{n_cells:>9,} {step:<8} {seconds:>8.1f} s {cpu:>8.1f} s CPU {peak / 2**30:>7.2f} GB")
             print(rows[-1], flush=True)
     print("\n".join(["    cells command      time      CPU time    peak memory", *rows]))
