@@ -19,7 +19,7 @@ def check_config(made: Any) -> Any:
     config = made.get_config()
     arguments = [
         parameter.name
-        for parameter in inspect.signature(type(made).__init__).parameters.values()
+        for parameter in inspect.signature(vars(type(made)).get("__init__", lambda self: None)).parameters.values()
         if parameter.name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     for argument in arguments:

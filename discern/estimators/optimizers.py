@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _register = keras.saving.register_keras_serializable("discern")
 
+_VAST = 1e18
+
 
 def getmembers() -> dict[str, type[keras.optimizers.Optimizer]]:
     """Return the optimisers of this module by name, for the `custom_objects` of Keras.
@@ -87,38 +89,51 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         self._velocity_hats = self.add_optimizer_variables(variables, "velocity_hat") if self.amsgrad else []
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        """Update one weight and its moments."""
+        """Update one weight and its moments, in one pass over them (except with `amsgrad`)."""
         index = self._get_variable_index(variable)
+        momentum, velocity = self._momentums[index].value, self._velocities[index].value
         gradient = tf.cast(gradient, variable.dtype)
-        momentum, velocity = self._momentums[index], self._velocities[index]
+        factor, epsilon = (tf.cast(value, variable.dtype) for value in self._step(learning_rate))
+        if not self.amsgrad:
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=momentum.handle,
+                v=velocity.handle,
+                beta1_power=tf.zeros((), variable.dtype),  # its bias corrections are in the factor
+                beta2_power=tf.zeros((), variable.dtype),
+                lr=factor,
+                beta1=tf.constant(self.beta_1, variable.dtype),
+                beta2=tf.constant(self.beta_2, variable.dtype),
+                epsilon=epsilon,
+                grad=gradient,
+            )
+            return
+        highest = self._velocity_hats[index]
         self.assign_add(momentum, (gradient - momentum) * (1 - self.beta_1))
         self.assign_add(velocity, (tf.square(gradient) - velocity) * (1 - self.beta_2))
-        if self.amsgrad:
-            highest = self._velocity_hats[index]
-            self.assign(highest, tf.maximum(highest, velocity))
-            velocity = highest
-        step, rectified, epsilon = (tf.cast(value, variable.dtype) for value in self._step(learning_rate))
-        root = tf.where(tf.cast(rectified, tf.bool), tf.sqrt(velocity) + epsilon, 1.0)
-        self.assign_sub(variable, step * momentum / root)
+        self.assign(highest, tf.maximum(highest, velocity))
+        self.assign_sub(variable, factor * momentum / (tf.sqrt(highest) + epsilon))
 
-    def _step(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return what one step has in common for all weights, with the bias corrections folded in.
+    def _step(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the factor and epsilon of factor * momentum / (sqrt(velocity) + epsilon), the step of every weight.
 
-        Returns:
-            The factor of the momentum, whether to divide by the root of the variance, and the epsilon beside that root.
+        The bias corrections are folded in. Before the variance can be trusted, epsilon is so large that its root
+        vanishes beside it, and in the factor as well.
         """
         step = tf.cast(self.iterations + 1, tf.float32)
         beta_1, beta_2 = tf.constant(self.beta_1, tf.float32), tf.constant(self.beta_2, tf.float32)
         beta_1_power, beta_2_power = beta_1**step, beta_2**step
         sma_limit = 2 / (1 - beta_2) - 1
         sma = sma_limit - 2 * step * beta_2_power / (1 - beta_2_power)
-        rectified = sma >= self.sma_threshold
-        # below 4 the root would be of a negative number; there the step is not rectified anyway
-        trusted = tf.maximum(sma, 4.0)
+        trusted = tf.maximum(sma, 4.0)  # the root below 4 would be of a negative number
         rectification = tf.sqrt((trusted - 4) / (sma_limit - 4) * (trusted - 2) / (sma_limit - 2) * sma_limit / trusted)
         correction = tf.sqrt(1 - beta_2_power)
         factor = tf.cast(learning_rate, tf.float32) / (1 - beta_1_power)
-        return tf.where(rectified, factor * rectification * correction, factor), rectified, self.epsilon * correction
+        rectified = sma >= self.sma_threshold
+        return (
+            factor * tf.where(rectified, rectification * correction, _VAST),
+            tf.where(rectified, self.epsilon * correction, _VAST),
+        )
 
     def _get_current_learning_rate(self) -> Any:
         learning_rate = super()._get_current_learning_rate()

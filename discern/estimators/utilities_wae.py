@@ -6,21 +6,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnsupportedError, nearest
 from discern.estimators.customlayers import (
     MMDPP,
+    BatchMMD,
+    Dropout,
     GaussianReparametrization,
+    GeneDense,
     LibrarySizeOutput,
     SigmaRegularization,
     label_offset,
 )
+from discern.estimators.fused import xla_works
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    import tensorflow as tf
 
 _register = keras.saving.register_keras_serializable("discern")
 
@@ -150,7 +153,7 @@ def create_decoder(
         dtype,
     )
     heads = {
-        name: keras.layers.Dense(output_cells_dim, kernel_initializer="he_normal", dtype=dtype, name=name)(hidden)
+        name: GeneDense(output_cells_dim, kernel_initializer="he_normal", dtype=dtype, name=name)(hidden)
         for name in ("counts", "dropouts")
     }
     counts = _output_layer(output_fn, output_lsn)(heads["counts"])
@@ -158,9 +161,15 @@ def create_decoder(
     return keras.Model([codes, labels], [counts, dropouts], name="decoder")
 
 
-def create_model(encoder: keras.Model, decoder: keras.Model, total_number_cells: float, name: str = "WAE") -> WAE:
+def create_model(
+    encoder: keras.Model,
+    decoder: keras.Model,
+    total_number_cells: float,
+    name: str = "WAE",
+    compare_batches: bool = False,
+) -> WAE:
     """Return the auto-encoder made of `encoder` and `decoder`; the arguments are those of `WAE`."""
-    return WAE(encoder, decoder, total_number_cells, name=name)
+    return WAE(encoder, decoder, total_number_cells, name=name, compare_batches=compare_batches)
 
 
 @_register
@@ -172,15 +181,16 @@ class WAE(keras.Model):
     sigma.
 
     Outputs, by name: `decoder_counts` and `decoder_dropouts`, both (cells, genes); `mmdpp`, one number;
-    `sigma_regularization`, (cells,). `compile` takes a loss and a weight for each of the four names, `fit` and
-    `evaluate` the targets `(expression, expression)` of the first two. The total is the weighted sum of the losses, and
-    the activity regularisers.
+    `sigma_regularization`, (cells,); with `compare_batches` also `batch_mmd`, one number. `compile` takes a loss and a
+    weight for each name, `fit` and `evaluate` the targets `(expression, expression)` of the first two. The total is the
+    weighted sum of the losses, and the activity regularisers.
 
     Args:
         encoder: From `create_encoder`.
         decoder: From `create_decoder`.
         total_number_cells: Number of cells in the training set, for MMD++.
         name: Name of the model.
+        compare_batches: Whether the latent codes of different batches are compared; see `batch_mmd_penalty`.
 
     Example:
         >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
@@ -190,7 +200,12 @@ class WAE(keras.Model):
     """
 
     def __init__(
-        self, encoder: keras.Model, decoder: keras.Model, total_number_cells: float, name: str = "WAE"
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        total_number_cells: float,
+        name: str = "WAE",
+        compare_batches: bool = False,
     ) -> None:
         names = ("input_data", "batch_input_enc", "batch_input_dec")
         alike = (*encoder.inputs, decoder.inputs[1])
@@ -205,10 +220,24 @@ class WAE(keras.Model):
             "mmdpp": keras.ops.reshape(mmdpp, (1,)),  # Keras joins the outputs of batches along their first axis
             "sigma_regularization": SigmaRegularization(name="sigma_regularization", dtype="float32")(sigma),
         }
+        if compare_batches:
+            batch_mmd = BatchMMD(name="batch_mmd", dtype="float32")([latent, inputs["batch_input_enc"]])
+            outputs["batch_mmd"] = keras.ops.reshape(batch_mmd, (1,))
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.encoder = encoder
         self.decoder = decoder
         self.total_number_cells = total_number_cells
+        self.compare_batches = compare_batches
+
+    def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
+        """Configure training, as in Keras; the arguments are the same.
+
+        With `jit_compile="auto"`, the step is compiled with XLA as a whole on GPUs. On CPUs it is not: XLA's matrix
+        products are slower there, and have no bfloat16. MMD++ and the losses are compiled anyway (see `fused`).
+        """
+        if jit_compile == "auto":
+            jit_compile = bool(tf.config.list_logical_devices("GPU")) and xla_works()
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
 
     def compute_loss(
         self,
@@ -238,6 +267,7 @@ class WAE(keras.Model):
             "decoder": keras.saving.serialize_keras_object(self.decoder),
             "total_number_cells": self.total_number_cells,
             "name": self.name,
+            "compare_batches": self.compare_batches,
         }
 
     @classmethod
@@ -306,7 +336,7 @@ def _hidden_layers(
             offset = label_offset(size, regularizer, **named("offset") | {"dtype": "float32"})(labels)
             tensor = keras.layers.Add(**named("add"))([tensor, offset])
         tensor = keras.layers.Activation(activation, **named("activation"))(tensor)
-        tensor = keras.layers.Dropout(dropout, **named("dropout"))(tensor)
+        tensor = Dropout(dropout, **named("dropout"))(tensor)
     return tensor
 
 

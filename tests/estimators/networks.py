@@ -55,7 +55,7 @@ def make_original_model() -> WAE:
 
 
 def compile_model(
-    model: WAE, optimizer: keras.optimizers.Optimizer, zeros: Any = 0.0, jit_compile: bool = False
+    model: WAE, optimizer: keras.optimizers.Optimizer, zeros: Any = 0.0, jit_compile: bool | str = False
 ) -> WAE:
     model.compile(
         optimizer=optimizer,

@@ -198,6 +198,12 @@ def test_fit_lowers_the_loss(jit_compile: bool, dtype: str | None) -> None:
     assert {value.dtype for value in outputs.values()} == {tf.float32}
 
 
+def test_xla_for_the_whole_step_is_for_gpus_and_on_request() -> None:
+    model = compile_model(make_model(), RectifiedAdam(), jit_compile="auto")
+    assert model.jit_compile is bool(tf.config.list_logical_devices("GPU"))
+    assert compile_model(make_model(), RectifiedAdam(), jit_compile=True).jit_compile is True
+
+
 def test_config_round_trip(tmp_path: Path) -> None:
     model = make_model(norm="conditionalbatchnorm", output_fn="softmax")
     again = WAE.from_config(model.get_config())
