@@ -1,7 +1,7 @@
-"""Measure time and memory of the commands on generated cells.
+r"""Measure time and memory of the commands on generated cells.
 
     python benchmarks/scale.py 20000 --density 0.18 --steps process train project --epochs 1
-    python benchmarks/scale.py 10000 30000 100000 --density 0.09 --steps process train project --stop-after 300 \\
+    python benchmarks/scale.py 10000 30000 100000 --density 0.09 --steps process train project --stop-after 300 \
         --model scale/experiments/cells-20000-0.18/job --layers X
 
 Generates the cells once (see `generate_cells.py`), runs each command as a user would, in a process of its own, and
