@@ -91,6 +91,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "visualisation": "Whether UMAP pictures are drawn; by default true.",
         "freq": "Epochs between pictures; by default 30.",
         "seed": "Seed of weights, noise and sampling; by default a fresh one each time.",
+        "thin_counts": "Training cells are encoded with a share of their counts, drawn between this and 1 anew each "
+        "time, and decoded to all of them; 1 or absent: with all counts.",
     },
     "EarlyStopping": {
         "delay": "Epochs in the beginning that do not count.",

@@ -180,21 +180,34 @@ class DISCERNData(ad.AnnData):
 
     @property
     def tfdata(self) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        """Training and validation batches for `keras.Model.fit`.
+        """Training and validation batches for `keras.Model.fit`, see `batches`."""
+        return self.batches()
+
+    def batches(self, thin_counts: float = 1.0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+        """Return training and validation batches for `keras.Model.fit`.
 
         Elements are `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))`, all float32; counts and
         `input_data` are the same standardised values (batch_size, n_genes), the labels are one-hot (batch_size,
         n_batches). Training cells come in another order every epoch. An incomplete last batch is left out.
+
+        Args:
+            thin_counts: below 1, `input_data` of training cells (not the counts, which are the target) is what fewer
+                reads would have given, see `discern.tfrecords.thinned`.
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
-        batches = Batches(*self.scaling, n_labels=len(self.obs["batch"].cat.categories))
+        n_labels = len(self.obs["batch"].cat.categories)
+        makers = {
+            "training": Batches(*self.scaling, n_labels, thin_counts),
+            "validate": Batches(*self.scaling, n_labels),
+        }
         seeds = {"training": self._seed, "validate": None}
         if is_lazy(self.X):
             files = self._records()
             counts = {split: int((self.obs["split"] == SPLITS[split]).sum()) for split in SPLITS}
             train, valid = (
-                stream(files[split], counts[split], self.batch_size, batches, seed) for split, seed in seeds.items()
+                stream(files[split], counts[split], self.batch_size, makers[split], seed)
+                for split, seed in seeds.items()
             )
         else:
             codes = self.obs["batch"].cat.codes.to_numpy(dtype=np.int32)
@@ -204,11 +217,11 @@ class DISCERNData(ad.AnnData):
                     codes,
                     np.flatnonzero(self.obs["split"] == SPLITS[split]),
                     self.batch_size,
-                    batches,
-                    seed,
+                    make,
+                    seeds[split],
                     drop_remainder=True,
                 )
-                for split, seed in seeds.items()
+                for split, make in makers.items()
             )
         return train, valid
 
@@ -244,17 +257,18 @@ def _from_memory(
         rows = X[numbers]
         return np.diff(rows.indptr).astype(np.int32), rows.indices.astype(np.int32), rows.data, codes[numbers]
 
-    def batch(numbers: tf.Tensor) -> Any:
+    def batch(numbers: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
         parts = tf.numpy_function(gather, [numbers], [tf.int32, tf.int32, tf.float32, tf.int32])
         for part, length in zip(parts, (numbers.shape[0], None, None, numbers.shape[0]), strict=True):
             part.set_shape((length,))
-        return batches(*parts)
+        lengths, genes, values, labels = parts
+        return batches(lengths, genes, values, labels, draw)
 
     dataset = tf.data.Dataset.from_tensor_slices(cells)
     if seed is not None and len(cells):
         dataset = dataset.shuffle(len(cells), seed=seed)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-    return dataset.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return batches.map(dataset, batch, seed)
 
 
 def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> tf.data.Dataset:

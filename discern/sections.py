@@ -23,6 +23,7 @@ from pydantic import (
 
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, UserError, nearest
 from discern.names import KNOWN, look_up, names_of
+from discern.presets import PRESETS, filled
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
 _NORMS = ("layernorm", "batchnorm", "conditionallayernorm", "conditionalbatchnorm")
@@ -300,24 +301,12 @@ class Model(Section):
     wae_lambda: Weight = 1500.0
     weighting_decoder_dropout: Weight = 10000.0
     weighting_random_encoder: Weight = 1e-8
+    weighting_batch_mmd: Weight | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _translate_old_spellings(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        for old in list(data):
-            match = re.fullmatch(rf"(?:(enc|dec)(?:oder)?_)?({'|'.join(_SIDED)})(?:_(enc|dec)(?:oder)?)?", str(old))
-            if not match or bool(match[1]) == bool(match[3]):
-                continue
-            side, key = {"enc": "encoder", "dec": "decoder"}[match[1] or match[3]], match[2]
-            warnings.warn(f"model.{old} is an old spelling: write model.{side}.{key}", DeprecationWarning, stacklevel=1)
-            section = dict(data.get(side) or {})
-            if key in section:
-                raise Refused(f"{old!r} and '{side}.{key}' mean the same: give it once", UnknownNameError)
-            data[side] = section | {key: data.pop(old)}
-        return data
+    def _translate(cls, data: Any) -> Any:
+        return _translate_old_spellings(data)
 
     @model_validator(mode="after")
     def _fill_both_sides(self) -> Model:
@@ -347,6 +336,23 @@ class Model(Section):
                 raise Refused(f"expected one 'norm_type' for each of the {layers} layers of the {name}, got {norms}")
         self.encoder, self.decoder = encoder, decoder
         return self
+
+
+def _translate_old_spellings(model: Any) -> Any:
+    if not isinstance(model, dict):
+        return model
+    model = dict(model)
+    for old in list(model):
+        match = re.fullmatch(rf"(?:(enc|dec)(?:oder)?_)?({'|'.join(_SIDED)})(?:_(enc|dec)(?:oder)?)?", str(old))
+        if not match or bool(match[1]) == bool(match[3]):
+            continue
+        side, key = {"enc": "encoder", "dec": "decoder"}[match[1] or match[3]], match[2]
+        warnings.warn(f"model.{old} is an old spelling: write model.{side}.{key}", DeprecationWarning, stacklevel=1)
+        section = dict(model.get(side) or {})
+        if key in section:
+            raise Refused(f"{old!r} and '{side}.{key}' mean the same: give it once", UnknownNameError)
+        model[side] = section | {key: model.pop(old)}
+    return model
 
 
 class EarlyStopping(Section):
@@ -405,6 +411,7 @@ class Training(Section):
     visualisation: bool | None = None
     freq: Positive | None = None
     seed: Count | None = None
+    thin_counts: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Experiment(Section):
@@ -415,6 +422,13 @@ class Experiment(Section):
     training: Training = Training()
     hyperparameter_search: str | None = None
     preset: Literal["auto"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("preset") not in tuple(PRESETS):
+            return data
+        return filled({**data, "model": _translate_old_spellings(data.get("model"))})
 
 
 class ExpParam(Section):

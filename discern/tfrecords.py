@@ -198,13 +198,23 @@ class Batches:
         mean: of each gene, float32 (n_genes,).
         std: standard deviation of each gene, float32 (n_genes,).
         n_labels: number of batches that cells are of.
+        thin_counts: smallest share of the counts of a cell that its input keeps, see `thinned`; 1 for all of them.
     """
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray, n_labels: int):
-        self.n_genes, self.n_labels = len(mean), n_labels
+    def __init__(self, mean: np.ndarray, std: np.ndarray, n_labels: int, thin_counts: float = 1.0):
+        self.n_genes, self.n_labels, self.thin_counts = len(mean), n_labels, thin_counts
         self._mean, self._std, self._zeros = mean, std, (0 - mean) / std
 
-    def __call__(self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, codes: tf.Tensor) -> Any:
+    def map(self, dataset: tf.data.Dataset, function: Callable[..., Any], seed: int | None) -> tf.data.Dataset:
+        """Map a data set with `parse` or what else ends in a call of this; the same random numbers for a seed."""
+        if self.thin_counts < 1:
+            draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+            dataset = tf.data.Dataset.zip(dataset, draws)
+        return dataset.map(function, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+    def __call__(
+        self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, codes: tf.Tensor, draw: tf.Tensor | None = None
+    ) -> Any:
         """Return ({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts)).
 
         Args:
@@ -212,15 +222,22 @@ class Batches:
             genes: the numbers of these genes, cell after cell, int32.
             values: their log-normalised values.
             codes: number of the batch of each cell, int32 (n_cells,).
+            draw: random integer to thin the counts of `input_data` with; None to leave them.
         """
+        counts = inputs = self._dense(lengths, genes, values)
+        if draw is not None:
+            inputs = self._dense(lengths, genes, thinned(lengths, values, self.thin_counts, draw))
+        label = tf.one_hot(codes, self.n_labels)
+        return {"input_data": inputs, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
+
+    def _dense(self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         n_cells = tf.shape(lengths)[0]
         values = (values - tf.gather(self._mean, genes)) / tf.gather(self._std, genes)
         positions = tf.repeat(tf.range(n_cells) * self.n_genes, lengths) + genes
         dense = tf.tensor_scatter_nd_update(tf.tile(self._zeros, [n_cells]), positions[:, tf.newaxis], values)
-        counts = tf.reshape(dense, (lengths.shape[0] or -1, self.n_genes))
-        return _element(counts, tf.one_hot(codes, self.n_labels))
+        return tf.reshape(dense, (lengths.shape[0] or -1, self.n_genes))
 
-    def parse(self, records: tf.Tensor) -> Any:
+    def parse(self, records: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
         """Return the same for a batch of records."""
         gene_bytes = _gene_dtype(self.n_genes).itemsize
         lengths = (tf.strings.length(records) - 4) // (gene_bytes + 4)
@@ -232,15 +249,49 @@ class Batches:
             tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32),
             _decoded(values, tf.float32),
             tf.ensure_shape(_decoded(codes, tf.int32), records.shape),
+            draw,
         )
+
+
+def thinned(lengths: tf.Tensor, values: tf.Tensor, smallest: float, draw: tf.Tensor) -> tf.Tensor:
+    """Return the cells as if they had been sequenced less deeply, each to a share of its own.
+
+    The counts come back from the log-normalised values: the smallest value of a cell is taken for a single count. Each
+    count is kept with a probability that is drawn for the cell; the cell is then scaled to the same total as before.
+
+    Args:
+        lengths: how many genes each cell has, int32 (n_cells,).
+        values: their log-normalised values, cell after cell.
+        smallest: probabilities are drawn between this and 1.
+        draw: random integer, int64; the same one gives the same result.
+
+    Returns:
+        Log-normalised values like `values`, some of them zero.
+
+    Example:
+        >>> cells = tf.math.log1p([10.0, 20.0, 70.0, 1.0, 1.0])
+        >>> few = tf.math.expm1(thinned(tf.constant([3, 2]), cells, 0.5, tf.constant(1, tf.int64)))
+        >>> round(float(tf.reduce_sum(few[:3])), 3) in (0.0, 100.0)
+        True
+    """
+    cell = tf.repeat(tf.range(tf.size(lengths)), lengths)
+    amounts = tf.math.expm1(values)
+
+    def of_cells(reduce: Callable[..., tf.Tensor], each: tf.Tensor) -> tf.Tensor:
+        return tf.gather(reduce(each, cell, tf.size(lengths)), cell)
+
+    single = of_cells(tf.math.unsorted_segment_min, tf.where(amounts > 0, amounts, np.inf))
+    counts = tf.round(amounts / single)
+    share = tf.random.stateless_uniform(tf.shape(lengths), (draw, 0), smallest, 1)
+    kept = tf.random.stateless_binomial(
+        tf.shape(counts), (draw, 1), counts, tf.gather(share, cell), output_dtype=tf.float32
+    )
+    total, left = (of_cells(tf.math.unsorted_segment_sum, each) for each in (amounts, kept))
+    return tf.math.log1p(tf.math.divide_no_nan(kept * total, left))
 
 
 def _decoded(pieces: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.io.decode_raw(tf.strings.reduce_join(pieces), dtype)
-
-
-def _element(counts: tf.Tensor, label: tf.Tensor) -> Any:
-    return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
 
 
 def stream(files: Sequence[Path], n_cells: int, batch_size: int, batches: Batches, seed: int | None) -> tf.data.Dataset:
@@ -264,12 +315,8 @@ def stream(files: Sequence[Path], n_cells: int, batch_size: int, batches: Batche
             )
             .shuffle(_SHUFFLED, seed=seed)
         )
-    return (
-        records.batch(batch_size, drop_remainder=True)
-        .map(batches.parse, num_parallel_calls=2, deterministic=True)
-        .prefetch(2)
-        .apply(tf.data.experimental.assert_cardinality(n_cells // batch_size))
-    )
+    dataset = batches.map(records.batch(batch_size, drop_remainder=True), batches.parse, seed)
+    return dataset.apply(tf.data.experimental.assert_cardinality(n_cells // batch_size))
 
 
 def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: int) -> tf.data.Dataset:
@@ -290,7 +337,8 @@ def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: i
 
         def split(record: tf.Tensor) -> Any:
             values = tf.ensure_shape(tf.io.decode_raw(record, tf.float32), (genes_no + n_labels + 1,))
-            return _element(values[:genes_no], values[genes_no : genes_no + n_labels])
+            counts, label = values[:genes_no], values[genes_no : genes_no + n_labels]
+            return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
 
         return tf.data.TFRecordDataset(names, compression_type="GZIP").map(split)
     batches = Batches(np.zeros(genes_no, dtype=np.float32), np.ones(genes_no, dtype=np.float32), n_labels)

@@ -60,6 +60,8 @@ class DISCERN:
         precision: "float32" or "mixed_bfloat16".
         seed: Seed of initial weights and of the noise in training; None for a fresh one each time.
         distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
+        weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
+        thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
 
     Attributes:
         wae_model: The Keras model, None before it is built.
@@ -96,6 +98,8 @@ class DISCERN:
         precision: str = "float32",
         seed: int | None = None,
         distribute: str = "none",
+        weighting_batch_mmd: float = 0.0,
+        thin_counts: float = 1.0,
     ) -> None:
         norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
@@ -112,6 +116,8 @@ class DISCERN:
         self.wae_lambda = wae_lambda
         self.weighting_decoder_dropout = weighting_decoder_dropout
         self.weighting_random_encoder = weighting_random_encoder
+        self.weighting_batch_mmd = weighting_batch_mmd
+        self.thin_counts = thin_counts
         self.optimizer_config = dict(
             optimizer
             or {
@@ -154,6 +160,7 @@ class DISCERN:
             precision=training.get("precision", "float32"),
             seed=training.get("seed"),
             distribute=training.get("distribute", "none"),
+            thin_counts=training.get("thin_counts", 1.0),
         )
 
     @property
@@ -203,7 +210,9 @@ class DISCERN:
                 conditional_regularization=self.decoder_config.get("conditional_regularization"),
                 **common,
             )
-            self.wae_model = utilities_wae.create_model(encoder, decoder, total_number_cells=scale)
+            self.wae_model = utilities_wae.create_model(
+                encoder, decoder, total_number_cells=scale, compare_batches=self.weighting_batch_mmd > 0
+            )
         self.start_step = 0
         self._make_functions()
 
@@ -259,7 +268,7 @@ class DISCERN:
         """Give the model its losses and optimiser.
 
         total = scale * reconstruction + weighting_decoder_dropout * cross entropy + wae_lambda * MMD++
-        + weighting_random_encoder * sigma + activity regularisers
+        + weighting_random_encoder * sigma + weighting_batch_mmd * MMD between batches + activity regularisers
 
         Args:
             optimizer: A Keras optimiser.
@@ -267,21 +276,22 @@ class DISCERN:
         """
         model = self._built()
         mean, std = self.scaling or (np.float32(0), np.float32(1))
+        parts = {
+            "decoder_counts": (losses.reconstruction_loss(self.reconstruction_loss), scale),
+            "decoder_dropouts": (
+                losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
+                self.weighting_decoder_dropout,
+            ),
+            "mmdpp": (losses.DummyLoss(), self.wae_lambda),
+            "sigma_regularization": (losses.DummyLoss(), self.weighting_random_encoder),
+        }
+        if self.weighting_batch_mmd > 0:
+            parts["batch_mmd"] = (losses.DummyLoss(), self.weighting_batch_mmd)
         with self.strategy.scope():
             model.compile(
                 optimizer=optimizer,
-                loss={
-                    "decoder_counts": losses.reconstruction_loss(self.reconstruction_loss),
-                    "decoder_dropouts": losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
-                    "mmdpp": losses.DummyLoss(),
-                    "sigma_regularization": losses.DummyLoss(),
-                },
-                loss_weights={
-                    "decoder_counts": scale,
-                    "decoder_dropouts": self.weighting_decoder_dropout,
-                    "mmdpp": self.wae_lambda,
-                    "sigma_regularization": self.weighting_random_encoder,
-                },
+                loss={name: loss for name, (loss, _) in parts.items()},
+                loss_weights={name: weight for name, (_, weight) in parts.items()},
                 jit_compile=self.xla and self.strategy.num_replicas_in_sync == 1,
             )
 
@@ -355,7 +365,7 @@ class DISCERN:
                 callback.discern = self
         if savepath is not None:
             callbacks.insert(0, Checkpoint(self, Path(savepath)))
-        train, valid = inputdata.tfdata
+        train, valid = inputdata.batches(self.thin_counts)
         history = self._built().fit(
             train,
             validation_data=valid,

@@ -1,0 +1,373 @@
+"""How good reconstructions are, measured on real cells that training never saw: every figure of docs/quality.md.
+
+The cells are the shipped ones: three human lung cancer cell lines, measured with Drop-seq and with CEL-seq2. Each
+command prints one table, a row as soon as it is known:
+
+    python benchmarks/quality.py table --seeds 0 1 2     # Drop-seq as CEL-seq2, against held-out CEL-seq2 cells
+    python benchmarks/quality.py ablation                # the preset without each of its ingredients
+    python benchmarks/quality.py pairs                   # other batches: thinned, three, unequal, few and many cells
+    python benchmarks/quality.py leave-out --seeds 0 1 2 # one line missing in CEL-seq2: is it kept, and flagged?
+    python benchmarks/quality.py variation               # does what varies within a line survive?
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from discern.agreement import GroupStatistics, agreement
+from discern.config import canonical_experiment
+from discern.datasets import lung_cell_lines
+from discern.estimators.batch_integration import DISCERN
+from discern.evaluation import add_distance
+from discern.io import DISCERNData
+from discern.neighbours import other_batch_share
+from discern.preprocessing import WAERecipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy.typing as npt
+
+SOURCE, REFERENCE = "dropseq", "celseq2"
+LSN = 20_000
+FIGURES = ("mean_r", "difference_r", "t_rho", "top200", "detection_r", "mean_rmse")
+
+#: Cells and genes are chosen here, not by the recipe.
+PREPARED: dict[str, Any] = {"input_ds": {"filtering": {"min_genes": 0, "min_cells": 0}}}
+PRESET: dict[str, Any] = PREPARED | {"preset": "auto"}
+PUBLISHED: dict[str, Any] = {
+    "input_ds": PREPARED["input_ds"] | {"scale": {"LSN": LSN, "fixed_scaling": {"mean": "genes", "var": "genes"}}},
+    "training": {"max_steps": 60, "early_stopping": {}},
+}
+_ALL = ["conditionallayernorm"] * 3
+ABLATION: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "no MMD between batches": {"model": {"weighting_batch_mmd": 0}},
+    "MMD between batches, weight 200": {"model": {"weighting_batch_mmd": 200}},
+    "MMD between batches, weight 5000": {"model": {"weighting_batch_mmd": 5000}},
+    "decoder conditional in every layer": {"model": {"norm_type": _ALL}},
+    "published layers 1024, 512, 256": {"model": {"layers": [1024, 512, 256]}},
+    "layers 256, 128, 64": {"model": {"layers": [256, 128, 64]}},
+    "40 epochs": {"training": {"max_steps": 40}},
+    "150 epochs": {"training": {"max_steps": 150}},
+}
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def shipped_cells() -> ad.AnnData:
+    """Return raw counts of both batches on the genes that both have and at least 3 cells show."""
+    cells = ad.concat({name: ad.read_h5ad(path) for name, path in lung_cell_lines().items()}, label="batch")
+    cells.obs["celltype"] = cells.obs["celltype"].astype(str)
+    cells.obs_names_make_unique()
+    cells.X = sparse.csr_matrix(cells.X, dtype=np.float32)
+    return cells[:, np.asarray((cells.X > 0).sum(axis=0)).ravel() >= 3].copy()
+
+
+def held_out(cells: ad.AnnData, seed: int) -> npt.NDArray:
+    """Return the half of the reference cells of every line that training must not see, as a mask over all cells."""
+    generator = np.random.default_rng(1000 + seed)
+    mask = np.zeros(cells.n_obs, dtype=bool)
+    reference = np.flatnonzero(cells.obs["batch"] == REFERENCE)
+    lines = cells.obs["celltype"].to_numpy()[reference]
+    for line in np.unique(lines):
+        those = reference[lines == line]
+        mask[generator.permutation(those)[: len(those) // 2]] = True
+    return mask
+
+
+def log_normalise(counts: sparse.csr_matrix) -> npt.NDArray:
+    """Return log1p(counts / total * LSN), dense."""
+    dense = counts.toarray()
+    return np.log1p(dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-9) * LSN)
+
+
+def thin(cells: ad.AnnData, keep: float, batch: str, generator: np.random.Generator) -> ad.AnnData:
+    """Return the cells with each count kept with probability `keep`, as another batch."""
+    result = cells.copy()
+    result.X.data = generator.binomial(result.X.data.astype(int), keep).astype(np.float32)
+    result.X.eliminate_zeros()
+    result.obs["batch"] = batch
+    result.obs_names = result.obs_names + f"-{batch}"
+    return result
+
+
+def mix(cells: ad.AnnData, n_cells: int, generator: np.random.Generator) -> ad.AnnData:
+    """Return as many new cells, each half of the counts of two cells of one batch and line."""
+    groups = cells.obs.groupby(["batch", "celltype"], observed=True).indices
+    numbers = generator.choice(len(groups), n_cells)
+    pairs = np.array([generator.choice(list(groups.values())[number], 2) for number in numbers])
+    X = (cells.X[pairs[:, 0]] + cells.X[pairs[:, 1]]).tocsr()
+    X.data = generator.binomial(X.data.astype(int), 0.5).astype(np.float32)
+    X.eliminate_zeros()
+    obs = cells.obs.iloc[pairs[:, 0]].set_index(pd.Index([f"mixed-{number}" for number in range(n_cells)]))
+    return ad.AnnData(X, obs=obs, var=cells.var)
+
+
+# --- reconstruction and figures --------------------------------------------------------------------------------------
+
+
+def merged(experiment: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment with some keys changed."""
+    result = copy.deepcopy(experiment)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key) or {}, value) if isinstance(value, dict) and value else value
+    return result
+
+
+def reconstruct(cells: ad.AnnData, experiment: dict[str, Any], seed: int) -> ad.AnnData:
+    """Process and train on all cells, and return them as cells of the reference, with their distance from it."""
+    start = time.perf_counter()
+    seeds = {"input_ds": {"split": {"split_seed": seed}}, "training": {"seed": seed}}
+    parameters = canonical_experiment(merged(experiment, seeds))
+    recipe = WAERecipe(parameters, inputs={"cells": cells}, input_files={"cells": "batch"}, n_jobs=1)
+    data = DISCERNData(recipe().sc_raw, parameters["training"]["batch_size"])
+    model = DISCERN.from_json(parameters)
+    model.training(data, max_steps=parameters["training"]["max_steps"])
+    result = model.reconstruct(data, "batch", REFERENCE)
+    result.uns["seconds"] = time.perf_counter() - start
+    add_distance(result, REFERENCE)
+    result.obs.index = result.obs.index.astype(str)
+    return result
+
+
+def of_source(result: ad.AnnData, values: npt.NDArray | None = None) -> GroupStatistics:
+    """Return the statistics of the lines of all cells that are not of the reference."""
+    mask = (result.obs["batch"] != REFERENCE).to_numpy()
+    values = result.layers["estimated_counts"] if values is None else values
+    return GroupStatistics.of(values[mask], result.obs["celltype"].astype(str).to_numpy()[mask])
+
+
+def row(name: str, figures: dict[str, float], **more: Any) -> None:
+    """Print one row of a table."""
+    numbers = {key: figures[key] for key in FIGURES if key in figures} | more
+    print(f"{name:44}", *(f"{key} {value:.3f}" for key, value in numbers.items()), sep="  ", flush=True)
+
+
+def average(name: str, rows: list[dict[str, float]]) -> None:
+    """Print the mean of some rows, if there are several."""
+    if len(rows) > 1:
+        row(f"{name}, mean", {key: float(np.mean([one[key] for one in rows])) for key in rows[0]})
+
+
+def measure(name: str, cells: ad.AnnData, truth: GroupStatistics, experiment: dict[str, Any], seed: int) -> dict:
+    """Train on cells, compare with the truth, print and return the figures."""
+    result = reconstruct(cells, experiment, seed)
+    figures = agreement(of_source(result), truth)
+    lines = result.obs["celltype"].astype(str).to_numpy()
+    mixing = other_batch_share(result.obsm["X_DISCERN"], result.obs["batch"].astype(str).to_numpy(), lines)["share"]
+    row(name, figures, mixing=mixing, seconds=result.uns["seconds"])
+    return figures
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def main_pair(seed: int) -> tuple[ad.AnnData, GroupStatistics]:
+    """Return the cells to train on, and the truth."""
+    cells = shipped_cells()
+    hidden = held_out(cells, seed)
+    truth = GroupStatistics.of(log_normalise(cells.X[hidden]), cells.obs["celltype"].to_numpy()[hidden])
+    return cells[~hidden].copy(), truth
+
+
+def table(seeds: list[int]) -> None:
+    """Drop-seq as CEL-seq2: floor, ceiling, published parameters, preset."""
+    for name, batch in (("Drop-seq as it is (floor)", SOURCE), ("other real CEL-seq2 cells (ceiling)", REFERENCE)):
+        rows = []
+        for seed in seeds:
+            cells, truth = main_pair(seed)
+            own = cells[cells.obs["batch"] == batch]
+            rows.append(agreement(GroupStatistics.of(log_normalise(own.X), own.obs["celltype"]), truth))
+            row(f"{name}, seed {seed}", rows[-1])
+        average(name, rows)
+    for name, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+        average(name, [measure(f"{name}, seed {seed}", *main_pair(seed), experiment, seed) for seed in seeds])
+
+
+def ablation(seeds: list[int]) -> None:
+    """The preset without, or with another value of, each of its ingredients."""
+    for name, changes in ABLATION.items():
+        average(
+            name, [measure(f"{name}, seed {seed}", *main_pair(seed), merged(PRESET, changes), seed) for seed in seeds]
+        )
+
+
+def other_pairs(seed: int) -> Iterable[tuple[str, Callable[[], tuple[ad.AnnData, GroupStatistics]]]]:
+    """Give name and maker of (cells to train on, truth)."""
+    cells = shipped_cells()
+    hidden = held_out(cells, seed)
+    lines = cells.obs["celltype"].to_numpy()
+    truth = GroupStatistics.of(log_normalise(cells.X[hidden]), lines[hidden])
+    seen = cells[~hidden].copy()
+    is_reference = (seen.obs["batch"] == REFERENCE).to_numpy()
+    reference, source = seen[is_reference].copy(), seen[~is_reference].copy()
+    generator = np.random.default_rng(seed)
+
+    def thinned(keep: float) -> tuple[ad.AnnData, GroupStatistics]:
+        return ad.concat([reference, thin(cells[hidden], keep, "thinned", generator)]), truth
+
+    def three() -> tuple[ad.AnnData, GroupStatistics]:
+        half = generator.permutation(source.n_obs) < source.n_obs // 2
+        return ad.concat([reference, source[half], thin(source[~half], 0.4, "thinned", generator)]), truth
+
+    def unequal() -> tuple[ad.AnnData, GroupStatistics]:
+        few = [
+            generator.choice(those, 4, replace=False) for those in reference.obs.groupby("celltype").indices.values()
+        ]
+        return ad.concat([reference[np.concatenate(few)], source]), truth
+
+    def of_size(n_cells: int) -> tuple[ad.AnnData, GroupStatistics]:
+        if n_cells < seen.n_obs:
+            return seen[generator.choice(seen.n_obs, n_cells, replace=False)].copy(), truth
+        return mix(seen, n_cells, generator), truth
+
+    for keep in (0.05, 0.1, 0.2):
+        yield f"CEL-seq2 thinned to {keep:.0%}", lambda keep=keep: thinned(keep)
+    yield "three batches", three
+    yield "19 Drop-seq cells for each CEL-seq2 cell", unequal
+    for n_cells in (200, 2000, 20000):
+        yield f"{n_cells} cells", lambda n_cells=n_cells: of_size(n_cells)
+
+
+def pairs(seeds: list[int], only: str = "") -> None:
+    """Preset and published parameters on other batches."""
+    for seed in seeds:
+        for name, make in other_pairs(seed):
+            if only not in name:
+                continue
+            cells, truth = make()
+            source = cells[cells.obs["batch"] != REFERENCE]
+            row(f"{name}: floor", agreement(GroupStatistics.of(log_normalise(source.X), source.obs["celltype"]), truth))
+            for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+                measure(f"{name}: {title}, seed {seed}", cells, truth, experiment, seed)
+
+
+def nearest_share(values: npt.NDArray, centres: npt.NDArray, number: int) -> float:
+    """Return the share of cells whose mean expression profile correlates best with that of line `number`."""
+    correlation = np.corrcoef(np.concatenate([values, centres]))[: len(values), len(values) :]
+    return float((correlation.argmax(axis=1) == number).mean())
+
+
+def leave_out(seeds: list[int]) -> None:
+    """Each line left out of CEL-seq2 in turn: are its Drop-seq cells still nearest to it, and do they stand out?"""
+    cells = shipped_cells()
+    lines = cells.obs["celltype"].to_numpy()
+    is_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
+    measured = log_normalise(cells.X)
+    names = sorted(set(lines))
+    centres = np.array([measured[is_reference & (lines == name)].mean(axis=0) for name in names])
+    source = lines[~is_reference]
+
+    def difference_r(values: npt.NDArray, number: int) -> float:
+        means = [values[source == name].mean(axis=0) for name in names]
+        others = [other for other in range(len(names)) if other != number]
+        rs = [np.corrcoef(means[number] - means[k], centres[number] - centres[k])[0, 1] for k in others]
+        return float(np.mean(rs))
+
+    for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+        rows = []
+        for seed, (number, name) in itertools.product(seeds, enumerate(names)):
+            missing = is_reference & (lines == name)
+            result = reconstruct(cells[~held_out(cells, seed) & ~missing].copy(), experiment, seed)
+            ours = result[(result.obs["batch"] != REFERENCE).to_numpy()]
+            left_out = source == name
+            values = np.asarray(ours.layers["estimated_counts"])
+            figures = {
+                "nearest": nearest_share(values[left_out], centres, number),
+                "nearest_floor": nearest_share(measured[~is_reference][left_out], centres, number),
+                "difference": difference_r(values, number),
+                "difference_floor": difference_r(measured[~is_reference], number),
+                "flag_auc": float(roc_auc_score(left_out, ours.obs["discern_distance"])),
+            }
+            rows.append(figures)
+            row(f"{title}, without {name}, seed {seed}", {}, **figures)
+        row(f"{title}, mean", {}, **{key: float(np.mean([one[key] for one in rows])) for key in rows[0]})
+
+
+# Tirosh et al., Science 352:189 (2016)
+CELL_CYCLE = {
+    "S": """MCM5 PCNA TYMS FEN1 MCM2 MCM4 RRM1 UNG GINS2 MCM6 CDCA7 DTL PRIM1 UHRF1 HELLS RFC2 RPA2 NASP RAD51AP1 GMNN
+        WDR76 SLBP CCNE2 UBR7 POLD3 MSH2 ATAD2 RAD51 RRM2 CDC45 CDC6 EXO1 TIPIN DSCC1 BLM CASP8AP2 USP1 CLSPN POLA1
+        CHAF1B BRIP1 E2F8""",
+    "G2M": """HMGB2 CDK1 NUSAP1 UBE2C BIRC5 TPX2 TOP2A NDC80 CKS2 NUF2 CKS1B MKI67 TMPO CENPF TACC3 SMC4 CCNB2 CKAP2L
+        CKAP2 AURKB BUB1 KIF11 ANP32E TUBB4B GTSE1 KIF20B HJURP CDCA3 CDC20 TTK CDC25C KIF2C RANGAP1 NCAPD2 DLGAP5
+        CDCA2 CDCA8 ECT2 KIF23 HMMR AURKA PSRC1 ANLN LBR CKAP5 CENPE CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA""",
+}
+
+
+def scores(values: npt.NDArray, totals: npt.NDArray, genes: pd.Index, loadings: npt.NDArray) -> npt.NDArray:
+    """Return for cells of one line S and G2M score and principal components, without what total counts explain."""
+    sets = [genes.get_indexer(pd.Index(names).intersection(genes)) for names in map(str.split, CELL_CYCLE.values())]
+    columns = [values[:, those].mean(axis=1) for those in sets]
+    columns += list(((values - values.mean(axis=0)) @ loadings).T)
+    design = np.column_stack([np.ones(len(totals)), np.log(totals)])
+    result = np.column_stack(columns)
+    return result - design @ np.linalg.lstsq(design, result, rcond=None)[0]
+
+
+def variation(seeds: list[int]) -> None:
+    """Correlation, over the Drop-seq cells of a line, of scores before and after; mean over lines.
+
+    The components are those of the real CEL-seq2 cells of the line, so that noise of the Drop-seq cells has no part in
+    them; the published parameters are measured with the same.
+    """
+    cells = shipped_cells()
+    is_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
+    lines = cells.obs["celltype"].to_numpy()
+    measured = log_normalise(cells.X)
+    totals = np.asarray(cells.X.sum(axis=1)).ravel()
+    titles = (*CELL_CYCLE, "PC1", "PC2", "PC3")
+    for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+        for seed in seeds:
+            result = reconstruct(cells[~held_out(cells, seed)].copy(), experiment, seed)
+            ours = result[(result.obs["batch"] != REFERENCE).to_numpy()]
+            after = np.asarray(ours.layers["estimated_counts"])
+            kept, spread = [], []
+            for line in np.unique(lines):
+                loadings = PCA(3, random_state=0).fit(measured[is_reference & (lines == line)]).components_.T
+                mine, those = ~is_reference & (lines == line), lines[~is_reference] == line
+                one = scores(measured[mine], totals[mine], cells.var_names, loadings)
+                two = scores(after[those], totals[mine], cells.var_names, loadings)
+                kept.append([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, two.T, strict=True)])
+                real = measured[is_reference & (lines == line)]
+                spread.append(after[those].std(axis=0).mean() / real.std(axis=0).mean())
+            figures = dict(zip(titles, np.mean(kept, axis=0), strict=True)) | {"spread": float(np.mean(spread))}
+            row(f"{title}, seed {seed}", {}, **figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {
+        "table": table,
+        "ablation": ablation,
+        "pairs": pairs,
+        "leave-out": leave_out,
+        "variation": variation,
+    }
+    parser.add_argument("table", choices=[*commands, "all"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    for name, command in commands.items():
+        if arguments.table in (name, "all"):
+            print(f"\n{name}: {(command.__doc__ or '').splitlines()[0]}")
+            command(arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
