@@ -172,7 +172,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.slow
 def test_documentation(browser: int, built: Path) -> None:
     pages = {"index": 1, "method": 0, "troubleshooting": 0, "generated/parameters": 0, "commands": 0, "api": 0}
     for name, pictures in (pages | {"generated/tutorial": 3}).items():
