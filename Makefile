@@ -9,10 +9,10 @@ demo: $(VENV)/.installed
 	$(BIN)/discern demo --output demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --runslow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --runslow
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

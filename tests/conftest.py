@@ -23,11 +23,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow as well")
 
 
+_LONGEST_FIRST = (
+    "test_docs.py",
+    "test_online_learning.py",
+    "test_hyperparameter_search.py",
+    "test_batch_integration.py",
+)
+_WITH_RAY = ("test_cluster.py", "test_hyperparameter_search.py", "test_hyperparameter_search_trial.py")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--runslow"):
-        return
+    items.sort(key=lambda item: _LONGEST_FIRST.index(item.path.name) if item.path.name in _LONGEST_FIRST else 99)
     for item in items:
-        if "slow" in item.keywords:
+        # With several processes (-n), a file is run by one of them, and so are all files that start a Ray.
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in _WITH_RAY else str(item.path)))
+        if "slow" in item.keywords and not config.getoption("--runslow"):
             item.add_marker(pytest.mark.skip(reason="slow: needs --runslow"))
 
 

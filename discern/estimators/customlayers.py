@@ -346,7 +346,7 @@ def batch_mmd_penalty(latent: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     Example:
         >>> round(float(batch_mmd_penalty([[0.0], [0.0], [9.0]], [[1, 0], [1, 0], [0, 1]])), 2)
-        8.93
+        9.43
     """
     latent, labels = (tf.convert_to_tensor(tensor, tf.float32) for tensor in (latent, labels))
     squares = tf.reduce_sum(latent**2, axis=-1)
