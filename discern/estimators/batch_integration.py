@@ -292,7 +292,7 @@ class DISCERN:
                 optimizer=optimizer,
                 loss={name: loss for name, (loss, _) in parts.items()},
                 loss_weights={name: weight for name, (_, weight) in parts.items()},
-                jit_compile=self.xla and self.strategy.num_replicas_in_sync == 1,
+                jit_compile="auto" if self.xla and self.strategy.num_replicas_in_sync == 1 else False,
             )
 
     def prepare(self, inputdata: DISCERNData) -> None:
