@@ -24,6 +24,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what `replacing` left in a folder when its process was killed; nobody else may be at work there."""
+    for entry in folder.glob(".*.partial-*"):
+        remove(entry)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it becomes `path` when the block ends well.

@@ -199,3 +199,14 @@ def test_bars_only_on_a_terminal_of_the_main_process(monkeypatch: pytest.MonkeyP
     assert not progress.shows_bars()
     monkeypatch.undo()
     assert not progress.shows_bars()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    program = "import os; from pathlib import Path; from discern.files import replacing\n"
+    program += "with replacing(Path('model.h5')) as partial: partial.write_text('half'); os._exit(9)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    assert done.returncode == 9
+    assert [path.name.startswith(".model.h5.partial-") for path in tmp_path.iterdir()] == [True]
+    (tmp_path / "best.h5").touch()
+    files.remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.h5"]

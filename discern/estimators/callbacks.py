@@ -17,6 +17,7 @@ import numpy as np
 
 from discern import progress
 from discern.errors import InvalidInputError
+from discern.files import remove_partial
 from discern.io import iter_blocks, np_one_hot
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.discern = discern
         self.directory = directory
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Clear what a killed training left."""
+        remove_partial(self.directory)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write the model."""

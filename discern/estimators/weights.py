@@ -123,7 +123,10 @@ def save_checkpoint(
     save_model(model, directory / LAST, epoch, val_loss, scaling, genes, batches)
     if val_loss is not None and val_loss < _lowest_loss(directory / BEST):
         with files.replacing(directory / BEST) as partial:
-            shutil.copyfile(directory / LAST, partial)
+            try:  # the file of the last model is never written to again, only replaced
+                partial.hardlink_to(directory / LAST)
+            except OSError:
+                shutil.copyfile(directory / LAST, partial)
 
 
 def save_model(
