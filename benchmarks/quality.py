@@ -57,13 +57,14 @@ _ALL = ["conditionallayernorm"] * 3
 ABLATION: dict[str, dict[str, Any]] = {
     "preset": {},
     "no MMD between batches": {"model": {"weighting_batch_mmd": 0}},
-    "MMD between batches, weight 200": {"model": {"weighting_batch_mmd": 200}},
-    "MMD between batches, weight 5000": {"model": {"weighting_batch_mmd": 5000}},
+    "MMD between batches, weight 4000": {"model": {"weighting_batch_mmd": 4000}},
     "decoder conditional in every layer": {"model": {"norm_type": _ALL}},
+    "counts not thinned": {"training": {"thin_counts": 1}},
     "published layers 1024, 512, 256": {"model": {"layers": [1024, 512, 256]}},
     "layers 256, 128, 64": {"model": {"layers": [256, 128, 64]}},
-    "40 epochs": {"training": {"max_steps": 40}},
-    "150 epochs": {"training": {"max_steps": 150}},
+    "dropout 0.2": {"model": {"regularization": 0.2}},
+    "100 epochs": {"training": {"max_steps": 100}},
+    "a tenth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.1}}},
 }
 
 

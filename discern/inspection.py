@@ -16,7 +16,7 @@ import zarr
 from anndata.io import read_elem
 
 from discern.blocks import memory_budget, track_blocks
-from discern.config import canonical_experiment, load_parameters, read_json
+from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.functions import available_cpus
 from discern.reading import dataset_name, read_raw_input
@@ -307,7 +307,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
 
 def _demo() -> dict[str, Any]:
     """Return the experiment of `discern demo`, whose network suits few cells."""
-    (experiment,) = read_json(Path(__file__).parent / "datasets" / "demo.json")["experiments"].values()
+    (experiment,) = load_parameters(Path(__file__).parent / "datasets" / "demo.json").experiments.values()
     return experiment
 
 

@@ -354,16 +354,16 @@ def test_a_line_that_the_reference_lacks_stands_out(tmp_path):
     from sklearn.metrics import roc_auc_score
 
     from discern import DISCERN, WAERecipe
+    from discern.config import load_parameters
     from discern.datasets import lung_cell_lines
     from discern.demo import write_demo_inputs
     from discern.io import DISCERNData, np_one_hot
 
-    parameters = json.loads(write_demo_inputs(tmp_path).read_text())
-    (experiment,) = parameters["experiments"].values()
+    (experiment,) = load_parameters(write_demo_inputs(tmp_path)).experiments.values()
     cells = ad.read_h5ad(lung_cell_lines()["celseq2"])
     line = "H2228"
     cells[cells.obs["celltype"] != line].copy().write_h5ad(tmp_path / "celseq2.h5ad")
-    recipe = WAERecipe(experiment["input_ds"], input_files=[tmp_path / "celseq2.h5ad", lung_cell_lines()["dropseq"]])()
+    recipe = WAERecipe(experiment, input_files=[tmp_path / "celseq2.h5ad", lung_cell_lines()["dropseq"]])()
     data = DISCERNData(recipe.sc_raw, batch_size=192)
     model = DISCERN.from_json(experiment)
     model.training(data, max_steps=75)
