@@ -283,7 +283,7 @@ def test_original_network_of_any_kind(
         ({"as_bytes": True}, RectifiedAdam),
         ({"chunks": 12}, RectifiedAdam),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_original_optimizer_of_any_version(
     written: dict[str, Any], optimizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
