@@ -92,20 +92,19 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Open the bar with what is left to do, on the first epoch of this run."""
+        self._name = f"epoch {epoch + 1}/{self.params['epochs']}"
         if not (self._bar and self._first):
             return
         self._first = False
         steps = self.params.get("steps")
         epochs = self.params["epochs"] - epoch
-        self._advance = self._open.enter_context(
-            progress.phase(f"training epochs {epoch + 1}-{self.params['epochs']}", steps * epochs if steps else None)
-        )
+        self._advance = self._open.enter_context(progress.phase("training", steps * epochs if steps else None))
         self._done = 0
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move the bar."""
         if self._bar:
-            self._advance(batch + 1 - self._done, detail=_parts(logs) + self._validation)
+            self._advance(batch + 1 - self._done, detail=f"{self._name} {_parts(logs)}{self._validation}")
             self._done = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
