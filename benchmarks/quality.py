@@ -62,9 +62,9 @@ ABLATION: dict[str, dict[str, Any]] = {
     "counts not thinned": {"training": {"thin_counts": 1}},
     "published layers 1024, 512, 256": {"model": {"layers": [1024, 512, 256]}},
     "layers 256, 128, 64": {"model": {"layers": [256, 128, 64]}},
-    "dropout 0.2": {"model": {"regularization": 0.2}},
-    "100 epochs": {"training": {"max_steps": 100}},
-    "a tenth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.1}}},
+    "dropout 0.2": {"model": {"encoder": {"regularization": 0.2}, "decoder": {"regularization": 0.0}}},
+    "40 epochs": {"training": {"max_steps": 40}},
+    "a twentieth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.05}}},
 }
 
 
