@@ -87,7 +87,7 @@ def reconstruct(
 
     Example:
         >>> from discern.datasets import lung_cell_lines
-        >>> small = ad.concat([ad.read_h5ad(path)[:40, :200] for path in lung_cell_lines().values()])
+        >>> small = ad.concat([ad.read_h5ad(path)[:40] for path in lung_cell_lines().values()])[:, :3000].copy()
         >>> result = reconstruct(
         ...     small, reference="celseq2", min_genes=20, latent_dim=4, layers=[16], norm_type=["conditionallayernorm"],
         ...     batch_size=8, max_steps=1, XLA=False)
