@@ -61,7 +61,8 @@ def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
         import ray
         from ray.util.queue import Queue
 
-        messages = Queue()
+        messages = Queue(actor_options={"num_cpus": 0})
+        messages.qsize()  # waits until it runs: what nobody has used yet, Ray may take for abandoned
         step = ray.remote(_step)
         limits = _largest_node(ray.nodes())
         with logs.listening(messages), phase("experiments on the cluster", len(tasks)) as advance:

@@ -23,10 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow as well")
 
 
-_LONGEST_FIRST = (
+# test_cluster before the searches: after many sessions of Ray in one process, its actors no longer start.
+_FIRST = (
     "test_docs.py",
-    "test_online_learning.py",
+    "test_cluster.py",
     "test_hyperparameter_search.py",
+    "test_hyperparameter_search_trial.py",
+    "test_online_learning.py",
     "test_batch_integration.py",
 )
 _WITH_RAY = ("test_cluster.py", "test_hyperparameter_search.py", "test_hyperparameter_search_trial.py")
@@ -34,7 +37,7 @@ _WITH_RAY = ("test_cluster.py", "test_hyperparameter_search.py", "test_hyperpara
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LONGEST_FIRST.index(item.path.name) if item.path.name in _LONGEST_FIRST else 99)
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
     for item in items:
         # With several processes (-n), a file is run by one of them, and so are all files that start a Ray.
         item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in _WITH_RAY else str(item.path)))
