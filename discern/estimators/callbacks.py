@@ -186,7 +186,7 @@ class VisualisationCallback(keras.callbacks.Callback):
             chosen = np.sort(np.random.default_rng(0).choice(chosen, self.max_cells, replace=False))
         self.obs: pd.DataFrame = data.obs.iloc[chosen].copy()
         self._labels = np_one_hot(self.obs["batch"])
-        self._cells = [block for _, block in iter_blocks(data.X[chosen])]
+        self._cells = [block for _, block in iter_blocks(data.X[chosen], 256)]
         self._components = np.asarray(data.varm["PCs"], dtype=np.float32)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._drawing: subprocess.Popen[bytes] | None = None

@@ -207,8 +207,10 @@ class TestTrainingProgress:
         monkeypatch.setattr(progress, "phase", phase)
         self.train(epochs=2)
         # the number of steps is known from the data set: 16 cells in batches of 4
-        assert bars == [("training epochs 1-2", 8), ("closed", None)]
+        assert bars == [("training", 8), ("closed", None)]
         assert sum(steps) == 8
+        assert details[0].startswith("epoch 1/2 loss")
+        assert details[-1].startswith("epoch 2/2 loss")
         assert "validation" not in details[0]
         assert "validation" in details[-1]
         assert not [record for record in caplog.records if record.name == callbacks.__name__]
