@@ -21,7 +21,7 @@ from discern.estimators.callbacks import Checkpoint, VisualisationCallback
 from discern.evaluation import add_distance
 from discern.functions import get_function_by_name, parse_mean_var, sample_counts
 from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
-from discern.projection import MATRICES, check_output, file_name, target_labels
+from discern.projection import MATRICES, CheckMetaData, check_output, file_name, target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -581,10 +581,11 @@ class DISCERN:
             UnknownNameError, InvalidInputError: As `reconstruct`, before anything is written.
         """
         check_output(layers, dtype, suffix)
-        own = np_one_hot(input_data.obs["batch"])
         targets = [(column, value) for column, value in metadata] or [(None, None)]
+        check = CheckMetaData(input_data.obs)
         for column, value in targets:
-            target_labels(input_data.obs, own, column, value)
+            if column is not None:
+                check.check((column, value))
         with progress.phase("encoding"):
             latent, sigma, obs = self._encode_data(input_data)
         own = np_one_hot(obs["batch"].array)
