@@ -19,8 +19,7 @@ import tensorflow as tf
 
 from discern.errors import InvalidInputError, MissingFileError
 from discern.estimators.batch_integration import DISCERN
-from discern.estimators.callbacks import create_callbacks
-from discern.estimators.run_exp import DISCERNRunner, setup_exp
+from discern.estimators.run_exp import DISCERNRunner, setup_exp, training_callbacks
 from discern.estimators.weights import find_model
 from discern.files import finish_publishing, publish, remove
 from discern.io import DISCERNData
@@ -253,13 +252,7 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
         model.compile(model.get_optimizer())
         if not freeze:
             _take_over_state(trained.wae_model, model.wae_model)
-    callbacks = create_callbacks(
-        training.get("early_stopping"),
-        folder,
-        inputdata=cells if training.get("visualisation", True) else None,
-        profile_batch=0,
-        freq_of_viz=training.get("freq", 30),
-    )
+    callbacks = training_callbacks(training, folder, cells)
     _LOGGER.info(
         "training on %d cells of %s%s",
         cells.config["total_train_count"],

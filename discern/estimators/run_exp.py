@@ -75,6 +75,19 @@ def _has_model(exp_folder: Path) -> bool:
     )
 
 
+def training_callbacks(training: Mapping[str, Any], folder: Path, data: DISCERNData) -> list[Any]:
+    """Return the callbacks that the `training` section of an experiment asks for; see `create_callbacks`."""
+    from discern.estimators.callbacks import create_callbacks
+
+    return create_callbacks(
+        training.get("early_stopping"),
+        folder,
+        inputdata=data if training.get("visualisation", True) else None,
+        profile_batch=0,
+        freq_of_viz=training.get("freq", 30),
+    )
+
+
 def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     """Train the model of an experiment, or go on with it if there is one.
 
@@ -88,8 +101,6 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     Raises:
         UserError: If the folder, the data or the model cannot be used; nothing is changed then.
     """
-    from discern.estimators.callbacks import create_callbacks
-
     exp_folder = Path(exp_folder)
     model, experiment = setup_exp(exp_folder)
     training = experiment.get("training", {})
@@ -108,13 +119,7 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
                 epochs,
             )
             return []
-    callbacks = create_callbacks(
-        training.get("early_stopping"),
-        exp_folder,
-        inputdata=data if training.get("visualisation", True) else None,
-        profile_batch=0,
-        freq_of_viz=training.get("freq", 30),
-    )
+    callbacks = training_callbacks(training, exp_folder, data)
     model.training(data, callbacks=callbacks, savepath=job, max_steps=epochs)
     return [job / "last_model.h5"]
 
