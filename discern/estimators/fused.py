@@ -31,22 +31,18 @@ def with_gradient(function: Callable[..., tf.Tensor], by: int = 1) -> Callable[.
         25.0
     """
 
+    value = tf.function(function, jit_compile=True, autograph=False)
+
     @tf.function(jit_compile=True, autograph=False)
-    def both(*inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def gradients(upstream: tf.Tensor, *inputs: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(inputs[:by])
-            value = function(*inputs)
-        return value, tape.gradient(value, inputs[:by])
+            result = function(*inputs)
+        return tape.gradient(result, inputs[:by], upstream)
 
     @tf.custom_gradient
     def fused(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor | None]]]:
-        value, gradients = both(*inputs)
-
-        def scaled(upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            factor = upstream[:, None] if upstream.shape.rank else upstream
-            return [factor * gradient for gradient in gradients] + [None] * (len(inputs) - by)
-
-        return value, scaled
+        return value(*inputs), lambda upstream: [*gradients(upstream, *inputs), *[None] * (len(inputs) - by)]
 
     return lambda *inputs: (fused if xla_works() else function)(*inputs)
 
