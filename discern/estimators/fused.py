@@ -30,7 +30,6 @@ def with_gradient(function: Callable[..., tf.Tensor], by: int = 1) -> Callable[.
         >>> float(square(tf.constant([3.0, 4.0])))
         25.0
     """
-
     value = tf.function(function, jit_compile=True, autograph=False)
 
     @tf.function(jit_compile=True, autograph=False)
