@@ -22,7 +22,7 @@ from discern.agreement import (
 from discern.blocks import as_csr, is_lazy, iter_blocks
 from discern.errors import InvalidInputError
 from discern.mmd import auc, mmd_loss
-from discern.neighbours import NEIGHBOURS, kept_neighbours, other_batch_share, reference_distance
+from discern.neighbours import NEIGHBOURS, kept_neighbours, other_batch_share, reference_distance, training_cells
 from discern.projection import CheckMetaData
 
 if TYPE_CHECKING:
@@ -201,9 +201,8 @@ class _Measurement:
         self.own = np_one_hot(pd.Categorical(self.batch, categories=self.batches))
         with progress.phase("encoding"):
             self.latent, _ = model.generate_latent_codes(data.X, self.own, _CELLS_AT_ONCE)
-        training = (self.batch == comparison.reference) & (data.obs["split"] == "train").to_numpy()
-        self.distance = reference_distance(self.latent, training)
-        self.training = training
+        self.training = training_cells(data.obs, comparison.reference)
+        self.distance = reference_distance(self.latent, self.training)
 
         roles = [comparison.held_out, comparison.rest, *(self.batch == name for name in comparison.sources)]
         rng = np.random.default_rng(0)

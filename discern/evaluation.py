@@ -13,7 +13,7 @@ from discern import progress
 from discern.comparison import FIGURES, SHORT, Comparison, measure
 from discern.errors import MissingFileError, UnknownNameError
 from discern.files import replacing
-from discern.neighbours import NEIGHBOURS, reference_distance
+from discern.neighbours import NEIGHBOURS, reference_distance, training_cells
 from discern.projection import CheckMetaData
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
         wanted = [f"obs[{name!r}]" for name in missing] or ["obsm['X_DISCERN']"]
         raise UnknownNameError(f"the cells have no {' and '.join(wanted)}: expected the result of `discern project`")
     CheckMetaData(adata.obs).check(("batch", reference))
-    training = (adata.obs["batch"].astype(str) == reference) & (adata.obs["split"] == "train")
-    adata.obs["discern_distance"] = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), training.to_numpy(), k)
+    training = training_cells(adata.obs, reference)
+    adata.obs["discern_distance"] = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), training, k)
 
 
 def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:

@@ -10,12 +10,26 @@ from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pandas as pd
 
 #: Reference cells to which the distance of a cell is the mean.
 NEIGHBOURS = 5
 
 #: Reference cells that distances are measured to; more do not change them by much.
 _REFERENCE_CELLS = 20_000
+
+
+def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
+    """Return which cells are of a batch and trained on, bool of shape (cells,); none without a column `split`.
+
+    Example:
+        >>> import pandas as pd
+        >>> training_cells(pd.DataFrame({"batch": ["a", "a", "b"], "split": ["train", "valid", "train"]}), "a").tolist()
+        [True, False, False]
+    """
+    if "split" not in obs:
+        return np.zeros(len(obs), dtype=bool)
+    return ((obs["batch"].astype(str) == batch) & (obs["split"] == "train")).to_numpy()
 
 
 def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None) -> tuple[npt.NDArray, npt.NDArray]:

@@ -21,6 +21,7 @@ from discern.estimators.callbacks import Checkpoint, VisualisationCallback
 from discern.evaluation import add_distance
 from discern.functions import get_function_by_name, parse_mean_var, sample_counts
 from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
+from discern.neighbours import training_cells
 from discern.projection import MATRICES, CheckMetaData, check_output, file_name, target_labels
 
 if TYPE_CHECKING:
@@ -563,7 +564,8 @@ class DISCERN:
         """Encode the cells once and write one file for each set of labels to decode them with.
 
         A projection to one batch also gets `obs["discern_distance"]`, how far each cell is from that batch's training
-        cells in latent space, if these are among the cells; see `discern.evaluation.add_distance`.
+        cells in latent space, if these are among the cells (`split` in obs says which they are, and may be missing);
+        see `discern.evaluation.add_distance`.
 
         Args:
             input_data: Preprocessed cells, log-normalised.
@@ -591,14 +593,13 @@ class DISCERN:
         own = np_one_hot(obs["batch"].array)
         skeleton = self._skeleton(input_data, latent, sigma, store_sigmas)
         written: list[Path] = []
-        obs_batch = input_data.obs["batch"].astype(str)
         for column, value in targets:
             labels = target_labels(obs, own, column, value)
             path = Path(save_path) / file_name(column, value, suffix)
             if path in written:  # values that differ in characters unfit for a file name
                 path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")
             cells = skeleton
-            if column == "batch" and value and (input_data.obs.loc[obs_batch == value, "split"] == "train").sum() > 1:
+            if column == "batch" and value and training_cells(obs, value).sum() > 1:
                 cells = skeleton.copy()
                 add_distance(cells, value)
             blocks = self._projected_blocks(latent, labels, layers)

@@ -196,6 +196,20 @@ class TestProjection:
         (path,) = original.project_to_metadata(subset, [], tmp_path)
         np.testing.assert_allclose(ad.read_h5ad(path).obsm["X_DISCERN"], expected["X_DISCERN"][chosen], atol=1e-5)
 
+    def test_distance_is_from_the_training_cells_of_the_batch_if_there_are_any(
+        self, original: DISCERN, cells: DISCERNData, tmp_path: Path
+    ) -> None:
+        """New cells that somebody wants projected have been split by nobody."""
+        (split,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "split")
+        new = ad.AnnData(cells.copy(), obs=cells.obs.drop(columns=["split", "for_mmd"]))
+        (unsplit,) = original.project_to_metadata(
+            DISCERNData(new, batch_size=1), [("batch", "celseq2")], tmp_path / "unsplit"
+        )
+        assert list(ad.read_h5ad(unsplit).obs) == list(new.obs)
+        training = ((cells.obs["batch"] == "celseq2") & (cells.obs["split"] == "train")).to_numpy()
+        distance = ad.read_h5ad(split).obs["discern_distance"]
+        assert distance[training].median() == pytest.approx(1)
+
     @pytest.mark.parametrize(
         ("target", "error", "message"),
         [
