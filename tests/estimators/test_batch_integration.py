@@ -201,7 +201,8 @@ class TestProjection:
     ) -> None:
         """New cells that somebody wants projected have been split by nobody."""
         (split,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "split")
-        new = ad.AnnData(cells.copy(), obs=cells.obs.drop(columns=["split", "for_mmd"]))
+        new = ad.AnnData(cells.copy())
+        new.obs = new.obs.drop(columns=["split", "for_mmd"])
         (unsplit,) = original.project_to_metadata(
             DISCERNData(new, batch_size=1), [("batch", "celseq2")], tmp_path / "unsplit"
         )
