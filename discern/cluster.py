@@ -1,21 +1,30 @@
-"""Experiments handed to a Ray cluster, each as a task with the CPUs and GPUs that it asks for."""
+"""Ray: connecting to it, and experiments handed to it as tasks with the CPUs and GPUs that they ask for."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern import logs
-from discern.errors import UnsupportedError
+from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
+from discern.names import known_arguments
 from discern.progress import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+_OWN_STORE = 256 * 2**20  # bytes; a trial passes a few figures, so Ray's default (30 % of the memory) is not needed
+
+# Arguments of ray.init that are not in its signature.
+_HIDDEN = ("_redis_password", "_redis_username", "_node_ip_address", "_temp_dir", "_system_config", "_memory")
+_RENAMED = {"redis_password": "_redis_password", "temp_dir": "_temp_dir", "memory": "_memory"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,6 @@ def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("--ray needs Ray, which is not installed: pip install 'discern[tune]'")
-    from discern.hyperparameter_search import connected
 
     results: dict[str, Any] = {}
     with connected({"address": address, "log_to_driver": False}):
@@ -107,3 +115,75 @@ def _clamped(wanted: int, most: int, what: str) -> int:
     if wanted > most:
         warnings.warn(f"{what}: asked for {wanted}, using {most}: no node of the cluster has more", stacklevel=3)
     return min(wanted, most)
+
+
+@contextlib.contextmanager
+def connected(setup: Mapping[str, Any]) -> Iterator[None]:
+    """Connect to Ray, or start it in processes of this one where there is no address, and leave it again."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    arguments = {_RENAMED.get(key, key): value for key, value in setup.items()}
+    hidden = {key: arguments.pop(key) for key in _HIDDEN if key in arguments}
+    arguments = known_arguments(ray.init, arguments, "setup") | hidden
+    if isinstance(level := arguments.get("logging_level"), str):
+        arguments["logging_level"] = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    address = arguments.pop("address", None) or "local"
+    try:
+        if address == "local":
+            ray.init(address, **{"object_store_memory": _OWN_STORE, "include_dashboard": False} | arguments)
+        else:
+            _connect(address, arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "local":
+            raise InvalidInputError(f"setup: Ray cannot be started: {error}") from error
+        hint = "if it asks for a token, set RAY_AUTH_MODE=token and have its ~/.ray/auth_token here"
+        raise InvalidInputError(f"setup: Ray cannot be reached: {error}; {hint}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str, arguments: Mapping[str, Any]) -> None:
+    """Connect to a running Ray.
+
+    Ray gives the user's token only to a head node on this machine that it finds itself, not to an address that it is
+    told; so it is asked to find the one at a local address.
+    """
+    import ray
+
+    _check_reachable(address)
+    host, _, port = address.rpartition(":")
+    if host in ("127.0.0.1", "localhost") and not {"RAY_AUTH_MODE", "RAY_ADDRESS"}.intersection(os.environ):
+        try:
+            ray.init("auto", **arguments)
+        except ConnectionError:
+            if "RAY_AUTH_MODE" in os.environ:
+                raise
+        else:
+            found = ray.get_runtime_context().gcs_address
+            if found.endswith(f":{port}"):
+                return
+            ray.shutdown()
+            raise ConnectionError(
+                f"this machine's head node is at {found}, not at {address}; set RAY_ADDRESS={address}"
+            )
+    ray.init(address, **arguments)
+
+
+def _check_reachable(address: str) -> None:
+    """Ask at once, with a message that helps; Ray itself would wait half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise MissingFileError(
+            f"no Ray head node answers at {address} ({error}): start one with "
+            f"`ray start --head --port {port}`, or leave the address out to work on this machine alone"
+        ) from error

@@ -1,4 +1,4 @@
-"""Which dotted names a JSON file may hold, and what they are called today.
+"""Which dotted names a JSON file may hold, what they are called today, and which of their arguments are left.
 
 A parameter file may come from anywhere, so a name in it never reaches `import` unchecked: it is looked up in the tables
 below, which list the optimisers, losses, activations and search algorithms that such files are for. Looking a name up
@@ -7,10 +7,16 @@ imports nothing.
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,15 @@ def look_up(name: str, kind: str = "") -> Known:
 def names_of(kind: str) -> list[str]:
     """Return all current dotted names of one kind, e.g. "loss"."""
     return sorted(name for name, known in KNOWN.items() if known.kind == kind)
+
+
+def known_arguments(function: Callable[..., Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the arguments that a function takes; warn about the others."""
+    known = inspect.signature(function).parameters
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        warnings.warn(f"{what}: today's {function.__name__} takes no {', '.join(unknown)}: left out", stacklevel=2)
+    return {key: value for key, value in given.items() if key not in unknown}
 
 
 def _today(name: str) -> tuple[str, str]:

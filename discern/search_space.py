@@ -19,7 +19,7 @@ import numpy as np
 
 from discern.errors import InvalidInputError, UnsupportedError
 from discern.functions import get_function_by_name
-from discern.names import look_up
+from discern.names import known_arguments, look_up
 from discern.sections import ReconstructionLoss
 
 if TYPE_CHECKING:
@@ -223,15 +223,6 @@ def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
             _add_mutations(name, options, leaves)
         scheduler = _called(name, "scheduler", metric, options)
     return Plan(searcher, scheduler, param_space, max_concurrent)
-
-
-def known_arguments(function: Callable[..., Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the arguments that a function takes; warn about the others."""
-    known = inspect.signature(function).parameters
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        warnings.warn(f"{what}: today's {function.__name__} takes no {', '.join(unknown)}: left out", stacklevel=2)
-    return {key: value for key, value in given.items() if key not in unknown}
 
 
 def _called(name: str, section: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

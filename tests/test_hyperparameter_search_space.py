@@ -12,10 +12,10 @@ import pytest
 
 from discern.config import canonical_experiment, load_search
 from discern.errors import InvalidInputError, UnsupportedError
+from discern.names import known_arguments
 from discern.search_space import (
     Leaf,
     example,
-    known_arguments,
     plan,
     read_space,
     with_values,
