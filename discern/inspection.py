@@ -33,8 +33,6 @@ _USUAL_COLUMNS = (
 )
 _MOST_BATCHES = 200
 _MIN_GENES = 400
-_LARGEST_BATCH_SIZE = 192
-_FEW_CELLS = 2000
 
 
 # --- init ------------------------------------------------------------------------------------------------------------
@@ -210,7 +208,6 @@ def write_parameters(
     experiment, reasons = choose(found)
     name = "_".join(dataset_name(path) for path in files[:3]) + (f"_and_{len(files) - 3}_more" if files[3:] else "")
     content = {"exp_param": {"experiments_dir": "experiments"}, "experiments": {name: experiment}}
-    canonical_experiment(experiment)
     with output.open("x") as handle:
         handle.write(json.dumps(content, indent=2) + "\n")
     load_parameters(output)
@@ -230,7 +227,7 @@ def write_parameters(
             ),
             "",
             *(f"{key}: {value} ({reason})" for key, value, reason in reasons),
-            _memory(found, experiment),
+            _memory(found, canonical_experiment(experiment)),
             *(f"LOOK: {note}" for note in notes),
             "",
             f"wrote {output}; next:",
@@ -243,72 +240,43 @@ def write_parameters(
 
 
 def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
-    """Choose the parameters for some files.
+    """Choose the parameters for some files: those that depend on the files or the machine, the rest is the preset's.
 
     Returns:
         An EXPERIMENT of parameters.json, and for each choice its key, its value and the reason.
     """
     min_genes, why_genes = _min_genes(found.genes_per_cell)
-    kept = {batch: int((genes >= min_genes).sum()) for batch, genes in found.genes_per_cell.items()}
-    valid = sum(int(0.1 * cells) for cells in kept.values())
-    batch_size = max(2, min(_LARGEST_BATCH_SIZE, valid))
-    few = found.n_cells < _FEW_CELLS
-    demo = _demo()
-    layers = demo["model"]["encoder"]["layers"] if few else [1024, 512, 256]
-    max_steps = demo["training"]["max_steps"] if few else 200
+    filled_in = canonical_experiment({"preset": "auto"})
+    network, training = filled_in["model"], filled_in["training"]
+    valid = sum(
+        int(filled_in["input_ds"]["split"]["valid_cells"] * (genes >= min_genes).sum())
+        for genes in found.genes_per_cell.values()
+    )
+    few = {"batch_size": max(2, valid)} if valid < training["batch_size"] else {}
     gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
     cpus = available_cpus()
     columns = found.columns
     experiment = {
+        "preset": "auto",
         "input_ds": {
             "raw_input": columns if any(columns.values()) else list(columns),
             "filtering": {"min_genes": min_genes, "min_cells": 3},
-            "scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
-            "split": {"split_seed": 0, "valid_cells": 0.1, "mmd_cells": 1.0, "test_cells": 0.1},
+            "split": {"split_seed": 0, "test_cells": 0.1},
             "n_cpus_preprocessing": cpus,
         },
-        "model": {
-            "latent_dim": 48,
-            "encoder": {"layers": layers, "regularization": 0.4},
-            "decoder": {"layers": layers[::-1], "regularization": 0.0},
-            "norm_type": ["conditionallayernorm"] * 3,
-        },
-        "training": {
-            "GPU": gpus,
-            "XLA": True,
-            "batch_size": batch_size,
-            "max_steps": max_steps,
-            "parallel_pc": cpus,
-            "early_stopping": {"delay": 5, "min_delta": 0.01, "patience": max_steps if few else 30},
-            "seed": 0,
-        },
+        "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0} | few,
     }
-    size = f"{found.n_cells:,} cells"
+    recipe = f"fills in what the file lacks: layers {network['encoder']['layers']}, {training['max_steps']} epochs, ..."
     reasons = [
+        ("preset", "auto", f"did best on held-out cells of real data; {recipe}"),
         ("min_genes", min_genes, why_genes),
         ("test_cells", 0.1, "training never sees them; `discern evaluate` compares with them"),
-        (
-            "batch_size",
-            batch_size,
-            "as published" if batch_size == _LARGEST_BATCH_SIZE else f"there are {valid} validation cells",
-        ),
-        ("layers", layers, f"{size}: as in the demo, quicker" if few else f"{size}: as published"),
-        (
-            "max_steps",
-            max_steps,
-            "as in the demo" if few else "as published; stops early when the validation loss no longer falls",
-        ),
+        *((key, value, f"there are {valid} validation cells") for key, value in few.items()),
         ("GPU", gpus, "found one" if gpus else "found none"),
         ("n_cpus_preprocessing, parallel_pc", cpus, "what this machine has"),
         ("seed", 0, "the same result every time"),
     ]
     return experiment, reasons
-
-
-def _demo() -> dict[str, Any]:
-    """Return the experiment of `discern demo`, whose network suits few cells."""
-    (experiment,) = load_parameters(Path(__file__).parent / "datasets" / "demo.json").experiments.values()
-    return experiment
 
 
 def _min_genes(genes_per_cell: Mapping[str, np.ndarray]) -> tuple[int, str]:
@@ -323,6 +291,7 @@ def _min_genes(genes_per_cell: Mapping[str, np.ndarray]) -> tuple[int, str]:
 
 
 def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
+    """Say what a canonical experiment needs."""
     layers, genes = experiment["model"]["encoder"]["layers"], found.n_genes
     hidden = sum(a * b for a, b in itertools.pairwise(layers)) * 2
     weights = 3 * genes * layers[0] + hidden

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from discern.cli import cli
-from discern.config import load_parameters
+from discern.config import canonical_experiment, load_parameters
 from discern.datasets import lung_cell_lines
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
-from discern.inspection import choose, describe, survey, write_parameters
+from discern.inspection import Survey, choose, describe, survey, write_parameters
+from discern.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,11 +48,14 @@ def test_parameters_fit_the_shipped_files(here: Path) -> None:
     parameters = load_parameters(Path("p.json"))
     experiment = parameters.experiments["celseq2_dropseq"]
     assert experiment["input_ds"]["raw_input"] == list(map(str, files))
+    assert experiment["preset"] == "auto"
     assert experiment["input_ds"]["filtering"] == {"min_genes": 400, "min_cells": 3}
     assert experiment["training"]["batch_size"] == 27 + 22
     assert parameters.experiments_dir == Path("experiments")
     assert f"{files[0]}: 274 cells x 28,073 genes, raw counts; batch: the file's name" in said
     assert "15,073 genes in common" in said
+    layers = experiment["model"]["encoder"]["layers"]
+    assert f"lacks: layers {layers}, {experiment['training']['max_steps']} epochs, ...)\nmin_genes: 400" in said
     assert "  reference: most genes in its median cell" in next(
         line for line in said.splitlines() if line.startswith("celseq2 ")
     )
@@ -71,6 +76,27 @@ def test_one_file_with_a_batch_column(one_file: Path) -> None:
     assert ("min_genes", least, "400 would lose 100% of poor") in reasons
 
 
+def test_what_the_preset_fills_is_not_written(one_file: Path) -> None:
+    experiment, _ = choose(survey([one_file]))
+
+    assert "model" not in experiment
+    written = {(name, key) for name in ("input_ds", "training") for key in experiment[name]}
+    assert written.isdisjoint((name, key) for name, keys in PRESETS["auto"].items() for key in keys)
+
+
+def test_batch_size_is_written_if_there_are_few_cells() -> None:
+    def batch_size(n_cells: int) -> int | None:
+        genes = {batch: np.full(n_cells // 2, 500) for batch in ("good", "poor")}
+        experiment, reasons = choose(Survey({"a.h5ad": "batch"}, [], genes, 1000, 10**6, []))
+        chosen = experiment["training"].get("batch_size")
+        assert (("batch_size", chosen, f"there are {chosen} validation cells") in reasons) == (chosen is not None)
+        return chosen
+
+    usual = canonical_experiment({"preset": "auto"})["training"]["batch_size"]
+    assert batch_size(20 * usual) is None
+    assert batch_size(200) == 20
+
+
 def test_what_the_user_says_counts(one_file: Path) -> None:
     said = write_parameters([one_file], Path("p.json"), batch_column="celltype", reference="B cell")
 
@@ -88,6 +114,27 @@ def test_parameters_can_be_processed(one_file: Path) -> None:
     assert re.search(r"batch +good: \d+ train, \d valid, \d test; 2\d genes in the median cell\n", said)
     assert re.search(r"batch +poor: \d+ train, \d valid, \d test; \d genes in the median cell\n", said)
     assert "not trained yet" in said
+
+
+def test_parameters_can_be_trained(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    make_raw_cells({"good": 60, "poor": 40}, n_genes=1500).write_h5ad("cells.h5ad")
+    write_parameters([Path("cells.h5ad")], Path("parameters.json"))
+    content = json.loads(Path("parameters.json").read_text())
+    content["experiments"]["cells"]["training"] |= {"max_steps": 2, "visualisation": False}
+    Path("parameters.json").write_text(json.dumps(content))
+
+    for command in (["process"], ["train"], ["project", "--metadata", "batch:good"]):
+        outcome = CliRunner().invoke(cli, [*command, "parameters.json"])
+        assert outcome.exit_code == 0, outcome.output
+
+    folder = Path("experiments/cells")
+    assert json.loads((folder / "parameters.json").read_text())["preset"] == "auto"
+    with h5py.File(folder / "job" / "last_model.h5") as model:
+        assert model.attrs["epoch"] == 2
+        shapes: list[tuple[int, ...]] = []
+        model.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
+    assert (1500, PRESETS["auto"]["model"]["encoder"]["layers"][0]) in shapes
+    assert ad.read_h5ad(folder / "projected" / "projected_to_average_batch_good.h5ad").n_obs == 100
 
 
 def test_values_that_are_no_counts(one_file: Path) -> None:
