@@ -53,12 +53,13 @@ def reconstruct(
     batch_key: str = "batch",
     layer: str | None = None,
     seed: int | None = None,
+    preset: str | None = "auto",
     **parameters: Any,
 ) -> ad.AnnData:
     """Reconstruct all cells as if they had been measured like those of one batch.
 
     The steps and the result are those of `discern process`, `train` and `project --metadata batch:REFERENCE` with the
-    same parameters. `Reconstructor` does them one by one and keeps the model.
+    same parameters, the same preset and seed among them. `Reconstructor` does them one by one and keeps the model.
 
     Args:
         adata: Cells of two batches or more, X or a layer holding raw counts, (n_cells, n_genes). Not modified.
@@ -66,10 +67,13 @@ def reconstruct(
         batch_key: obs column that holds the batch.
         layer: The layer with the raw counts; None for X.
         seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
+        preset: What parameters have that are not given: "auto" for what did best on held-out cells of real data, as in
+            the files of `discern init`; None for the published parameters. For those of a file that has no preset,
+            `reconstruct(cells, **experiment)`, give None as well.
         **parameters: Parameters of parameters.json under the names that they have there, e.g. `max_steps=100`,
-            `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). What is not
-            given is as published; so are `LSN` and `fixed_scaling`, whose absence in a file means something, unless
-            their section is given.
+            `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). Without a
+            preset, `LSN` and `fixed_scaling`, whose absence in a file means that nothing is scaled, are those of the
+            published file, unless their section is given.
 
     Returns:
         The cells and genes left by `filtering`. X holds each estimate with its detection probability, else zero;
@@ -89,12 +93,11 @@ def reconstruct(
         >>> from discern.datasets import lung_cell_lines
         >>> small = ad.concat([ad.read_h5ad(path)[:40] for path in lung_cell_lines().values()])[:, :3000].copy()
         >>> result = reconstruct(
-        ...     small, reference="celseq2", min_genes=20, latent_dim=4, layers=[16], norm_type=["conditionallayernorm"],
-        ...     batch_size=8, max_steps=1, XLA=False)
+        ...     small, reference="celseq2", min_genes=20, latent_dim=4, layers=[16], batch_size=8, max_steps=1)
         >>> sorted(result.layers), result.obsm["X_DISCERN"].shape
         (['estimated_counts', 'estimated_dropouts'], (80, 4))
     """
-    model = Reconstructor(seed=seed, **parameters)
+    model = Reconstructor(seed=seed, preset=preset, **parameters)
     data = model._process(adata, batch_key, layer)
     CheckMetaData(data.obs).check(("batch", reference))
     model._train(data)
@@ -106,6 +109,7 @@ class Reconstructor:
 
     Args:
         seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
+        preset: "auto", or None for the published parameters, see `reconstruct`.
         **parameters: Parameters of parameters.json, see `reconstruct`.
 
     Attributes:
@@ -128,9 +132,10 @@ class Reconstructor:
         discern.errors.UnknownNameError: unknown parameter 'max_step' (did you mean 'max_steps'?)
     """
 
-    def __init__(self, *, seed: int | None = None, **parameters: Any) -> None:
-        if not {"input_ds", "scale"} & set(parameters):
+    def __init__(self, *, seed: int | None = None, preset: str | None = "auto", **parameters: Any) -> None:
+        if preset is None and not {"input_ds", "scale"} & set(parameters):
             parameters = _PUBLISHED_SCALE | parameters
+        parameters["preset"] = preset
         experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
         experiment.setdefault("training", {}).setdefault("seed", 0)
         self.parameters = canonical_experiment(experiment)

@@ -19,6 +19,7 @@ from scipy import sparse
 import discern
 from discern import progress
 from discern.cli import cli
+from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.notebook import _PLACES, _SECTIONS, Reconstructor, reconstruct
 
@@ -73,9 +74,10 @@ def _assert_same_result(one: ad.AnnData, other: ad.AnnData) -> None:
     np.testing.assert_allclose(_dense(one.X), _dense(other.X), atol=1e-5)
 
 
-def test_result_is_that_of_the_command_line(cells: ad.AnnData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", [{"preset": "auto"}, {}], ids=["preset", "published"])
+def test_result_is_that_of_the_command_line(preset: dict[str, str], cells: ad.AnnData, tmp_path: Path) -> None:
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    experiment = {**EXPERIMENT, "input_ds": {**EXPERIMENT["input_ds"], "raw_input": None}}
+    experiment = {**preset, **EXPERIMENT, "input_ds": {**EXPERIMENT["input_ds"], "raw_input": None}}
     experiment["input_ds"]["raw_input"] = {str(tmp_path / "cells.h5ad"): "protocol"}
     file = tmp_path / "parameters.json"
     file.write_text(json.dumps({"exp_param": {"experiments_dir": str(tmp_path)}, "experiments": {"both": experiment}}))
@@ -84,7 +86,9 @@ def test_result_is_that_of_the_command_line(cells: ad.AnnData, tmp_path: Path) -
         assert outcome.exit_code == 0, outcome.output
     from_files = ad.read_h5ad(tmp_path / "both" / "projected" / "projected_to_average_batch_good.h5ad")
 
-    in_memory = reconstruct(cells, reference="good", batch_key="protocol", seed=7, **PARAMETERS)
+    in_memory = reconstruct(
+        cells, reference="good", batch_key="protocol", seed=7, preset=preset.get("preset"), **PARAMETERS
+    )
 
     _assert_same_result(in_memory, from_files)
     np.testing.assert_allclose(in_memory.obs["discern_distance"], from_files.obs["discern_distance"], rtol=1e-4)
@@ -154,14 +158,38 @@ def test_sections_and_single_parameters_make_the_same_experiment() -> None:
     assert Reconstructor(**EXPERIMENT).parameters == Reconstructor(seed=7, **PARAMETERS).parameters
 
 
-def test_scale_is_as_published_unless_its_section_is_given() -> None:
+@pytest.mark.parametrize("preset", ["auto", None])
+def test_parameters_are_those_of_a_file_with_the_same_preset(preset: str | None) -> None:
+    assert Reconstructor(preset=preset, **EXPERIMENT).parameters == canonical_experiment(
+        {**EXPERIMENT, "preset": preset}
+    )
+
+
+def test_the_preset_is_the_default() -> None:
+    in_file = canonical_experiment({"preset": "auto", "training": {"seed": 0}})
+
+    assert Reconstructor().parameters == Reconstructor(preset="auto").parameters == in_file
+    published = Reconstructor(preset=None).parameters
+    assert published["model"] == canonical_experiment({})["model"]
+    assert "preset" not in published
+    given = Reconstructor(layers=[9], max_steps=5, LSN=None).parameters
+    assert given["model"]["encoder"]["layers"] == [9]
+    assert given["model"]["weighting_batch_mmd"] == in_file["model"]["weighting_batch_mmd"]
+    assert given["training"]["max_steps"] == 5
+    assert "LSN" not in given["input_ds"]["scale"]
+
+
+def test_without_preset_scale_is_as_published_unless_its_section_is_given() -> None:
     published = {"LSN": 20000.0, "fixed_scaling": {"mean": "genes", "var": "genes", "add_to_mean": 0, "add_to_var": 0}}
 
-    assert Reconstructor().parameters["input_ds"]["scale"] == published
-    assert Reconstructor(LSN=10).parameters["input_ds"]["scale"] == published | {"LSN": 10.0}
-    assert Reconstructor(LSN=None).parameters["input_ds"]["scale"].keys() == {"fixed_scaling"}
-    assert Reconstructor(scale={}).parameters["input_ds"]["scale"] == {}
-    assert Reconstructor(input_ds={"filtering": {"min_genes": 1}}).parameters["input_ds"]["scale"] == {}
+    def scale(**parameters: Any) -> dict[str, Any]:
+        return Reconstructor(preset=None, **parameters).parameters["input_ds"]["scale"]
+
+    assert scale() == published
+    assert scale(LSN=10) == published | {"LSN": 10.0}
+    assert scale(LSN=None).keys() == {"fixed_scaling"}
+    assert scale(scale={}) == {}
+    assert scale(input_ds={"filtering": {"min_genes": 1}}) == {}
 
 
 def test_every_parameter_has_one_place() -> None:
@@ -176,6 +204,7 @@ def test_every_parameter_has_one_place() -> None:
         ({"max_step": 3}, UnknownNameError, "unknown parameter 'max_step' .did you mean 'max_steps'"),
         ({"raw_input": ["a.h5ad"]}, UnknownNameError, "unknown parameter 'raw_input'"),
         ({"latent_dim": 0}, InvalidInputError, "model.latent_dim: expected 1 or more, got 0"),
+        ({"preset": "fast"}, InvalidInputError, "preset: expected 'auto', got \"fast\""),
         ({"seed": 1, "training": {"seed": 2}}, InvalidInputError, "parameter 'seed' is given twice"),
         (
             {"min_genes": 1, "filtering": {"min_genes": 2}},
