@@ -89,7 +89,8 @@ class DISCERNData(ad.AnnData):
     Args:
         adata: the result of `WAERecipe`, or what the original program stored (dense and standardised; converted).
             It is not modified; X is shared where it already has the form above.
-        batch_size: cells per batch of `tfdata`. Never more than there are validation cells (with a warning).
+        batch_size: cells per batch of `tfdata`. Never more than there are validation cells (with a warning); without
+            any, never more than a tenth of the training cells.
         cachefile: folder for the record files of data that does not fit into memory and has none yet; by default a
             temporary one.
         seed: of the order of the training cells.
@@ -161,10 +162,13 @@ class DISCERNData(ad.AnnData):
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        valid = int((self.obs["split"] == "valid").sum()) if "split" in self.obs else 0
+        cells = self.obs["split"].value_counts() if "split" in self.obs else {}
+        valid = int(cells.get("valid", 0))
         if 0 < valid < value:
             warnings.warn(f"batch_size {value} is more than the {valid} validation cells: using {valid}", stacklevel=3)
             value = valid
+        elif not valid and "train" in cells:
+            value = min(value, max(2, int(cells["train"]) // 10))
         self._batch_size = value
 
     @property
@@ -184,7 +188,7 @@ class DISCERNData(ad.AnnData):
         return self.batches()
 
     def batches(self, thin_counts: float = 1.0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        """Return training and validation batches for `keras.Model.fit`.
+        """Return training and validation batches for `keras.Model.fit`; the latter may be none.
 
         Elements are `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))`, all float32; counts and
         `input_data` are the same standardised values (batch_size, n_genes), the labels are one-hot (batch_size,

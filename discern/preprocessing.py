@@ -230,7 +230,7 @@ class WAERecipe:
         Args:
             split_seed: of all choices.
             valid_cells_ratio: share of each batch; a whole number above 1 is the number of cells of all batches
-                together, shared out in proportion (with a warning).
+                together, shared out in proportion (with a warning). With 0 there are none: training uses all cells.
             mmd_cells_ratio: share of the validation cells, drawn with the frequency of their batch and cell type.
             test_cells_ratio: share of each batch that nothing is learned from; as `valid_cells_ratio`.
 
@@ -258,7 +258,8 @@ class WAERecipe:
             for cells in members.values():
                 free = cells[split[cells] == "train"]
                 split[random.choice(free, size=int(ratio * len(cells)), replace=False)] = part
-        self._check_split(members, split)
+        if valid_ratio > 0:
+            self._check_split(members, split)
         adata.obs["split"] = pd.Categorical(split)
         adata.obs["for_mmd"] = _for_mmd(adata.obs, mmd_cells_ratio, split_seed)
         counts = {part: {name: int((split[cells] == part).sum()) for name, cells in members.items()} for part in _PARTS}
@@ -472,6 +473,8 @@ def _for_mmd(obs: pd.DataFrame, ratio: float, seed: int) -> np.ndarray:
     if "celltype" in obs:
         kind = kind + "\n" + obs["celltype"].astype(str)
     valid = pd.Series(kind.to_numpy())[(obs["split"] == "valid").to_numpy()]
+    if valid.empty:
+        return np.zeros(len(obs), dtype=bool)
     if ratio > 1:
         ratio = min(1.0, ratio / len(valid))
     chosen = valid.sample(frac=ratio, random_state=seed, weights=valid.map(valid.value_counts()))

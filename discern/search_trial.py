@@ -180,7 +180,7 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
     targets = list(sizes.index[sizes >= 2][:n_batches])
     if not targets:
         raise InvalidInputError(
-            "expected a batch with at least two cells in obs 'for_mmd': raise input_ds.split.mmd_cells"
+            "expected a batch with at least two cells in obs 'for_mmd': raise input_ds.split.valid_cells or mmd_cells"
         )
     in_components = _components(data)
     cells = sparse.vstack([block for _, block in iter_blocks(data.X[chosen], _CELLS)], format="csr")

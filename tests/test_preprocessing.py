@@ -355,6 +355,14 @@ def test_no_validation_cell_at_all(make_raw_cells: Make) -> None:
         WAERecipe(LAX, inputs=make_raw_cells({"a": 9, "b": 8})).split(0, 0.1)
 
 
+def test_validation_cells_are_not_needed(make_raw_cells: Make) -> None:
+    recipe = WAERecipe(LAX, inputs=make_raw_cells({"a": 9, "b": 8}))
+    recipe.split(0, 0)
+    assert (recipe.sc_raw.obs["split"] == "train").all()
+    assert not recipe.sc_raw.obs["for_mmd"].any()
+    assert recipe.config["total_valid_count"] == 0
+
+
 def test_nothing_to_train_on(make_raw_cells: Make) -> None:
     with pytest.raises(InvalidInputError, match=r"valid_cells 0\.5 and test_cells 0\.5 take all"):
         WAERecipe(LAX, inputs=make_raw_cells({"a": 9, "b": 8})).split(0, 0.5, 1.0, 0.5)

@@ -17,7 +17,7 @@ from discern import progress
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, UserError
 from discern.estimators import losses, utilities_wae, weights
-from discern.estimators.callbacks import Checkpoint, VisualisationCallback
+from discern.estimators.callbacks import Checkpoint, DelayedEarlyStopping, VisualisationCallback
 from discern.evaluation import add_distance
 from discern.functions import get_function_by_name, parse_mean_var, sample_counts
 from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
@@ -358,9 +358,9 @@ class DISCERN:
         Raises:
             InvalidInputError: If there are too few cells, the model does not fit them, or the training diverges.
         """
-        _check_enough(inputdata)
-        self.prepare(inputdata)
         callbacks = list(callbacks or [])
+        _check_enough(inputdata, callbacks)
+        self.prepare(inputdata)
         for callback in callbacks:
             if isinstance(callback, VisualisationCallback):
                 callback.discern = self
@@ -369,7 +369,7 @@ class DISCERN:
         train, valid = inputdata.batches(self.thin_counts)
         history = self._built().fit(
             train,
-            validation_data=valid,
+            validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
             epochs=max_steps,
             initial_epoch=self.start_step,
             callbacks=callbacks,
@@ -619,11 +619,15 @@ class DISCERN:
             yield {layer: block[layer] for layer in layers}
 
 
-def _check_enough(inputdata: DISCERNData) -> None:
-    """Raise unless the cells fill one batch of the training and there is something to validate with."""
+def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Raise unless the cells fill one batch of the training and early stopping has something to watch."""
     cells = inputdata.obs["split"].value_counts()
-    if not cells.get("valid", 0):
-        raise InvalidInputError("there are no validation cells: raise input_ds.split.valid_cells and process again")
+    watched = [callback.monitor for callback in callbacks if isinstance(callback, DelayedEarlyStopping)]
+    if not cells.get("valid", 0) and any(monitor.startswith("val_") for monitor in watched):
+        raise InvalidInputError(
+            "training.early_stopping needs validation cells, and there are none: raise input_ds.split.valid_cells and "
+            "process again, or train without early stopping, {}"
+        )
     if cells.get("train", 0) < inputdata.batch_size:
         raise InvalidInputError(
             f"the {cells.get('train', 0)} training cells do not fill one batch of batch_size {inputdata.batch_size}: "

@@ -179,7 +179,8 @@ class VisualisationCallback(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.freq = freq
         self.discern: DISCERN | None = None
-        valid = data.obs[data.obs["split"] == "valid"] if "split" in data.obs else data.obs
+        shown = data.obs["split"] == "valid" if "split" in data.obs else np.ones(data.n_obs, dtype=bool)
+        valid = data.obs[shown] if shown.any() else data.obs[data.obs["split"] == "train"]
         self.batches = list(valid["batch"].value_counts().index[: self.max_batches])
         chosen = np.flatnonzero(data.obs_names.isin(valid.index[valid["batch"].isin(self.batches)]))
         if len(chosen) > self.max_cells:

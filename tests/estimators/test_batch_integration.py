@@ -17,6 +17,7 @@ from scipy import sparse
 from discern import DISCERN, DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.estimators import losses, optimizers
+from discern.estimators.callbacks import DelayedEarlyStopping
 from discern.io import np_one_hot
 
 if TYPE_CHECKING:
@@ -346,12 +347,21 @@ class TestTraining:
 
     def test_too_few_cells_are_told(self, cells: DISCERNData) -> None:
         few = ad.AnnData(cells[:20].copy())
-        few.obs["split"] = "train"
-        with pytest.raises(InvalidInputError, match="no validation cells"):
-            small().training(DISCERNData(few, batch_size=8), max_steps=1)
         few.obs["split"] = ["valid"] * 15 + ["train"] * 5
         with pytest.raises(InvalidInputError, match=r"5 training cells .* batch_size 8"):
             small().training(DISCERNData(few, batch_size=8), max_steps=1)
+
+    def test_without_validation_cells_all_are_trained_on(self, cells: DISCERNData, tmp_path: Path) -> None:
+        all_train = ad.AnnData(cells.copy())
+        all_train.obs["split"] = "train"
+        data = DISCERNData(all_train, batch_size=10_000)
+        assert data.batch_size == data.n_obs // 10
+        history = small().training(data, savepath=tmp_path, max_steps=2).history
+        assert len(history["loss"]) == 2
+        assert "val_loss" not in history
+        assert [path.name for path in tmp_path.iterdir()] == ["last_model.h5"]
+        with pytest.raises(InvalidInputError, match="early_stopping needs validation cells"):
+            small().training(data, [DelayedEarlyStopping(patience=1)], max_steps=2)
 
 
 class TestParameters:
