@@ -22,13 +22,12 @@ from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.sections import (
     Experiment,
     ParameterFile,
-    Refused,
     SearchFile,
     SearchSpaceLeaf,
     Section,
     WithArguments,
-    shown,
 )
+from discern.values import Refused, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

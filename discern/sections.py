@@ -1,35 +1,38 @@
 """The sections of `parameters.json` and of the hyperparameter search file, with their published defaults.
 
-`discern.config` reads the files; here is what may stand in them.
+`discern.config` reads the files; here is which keys may stand in them, in `discern.values` what as their values.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from discern.errors import UnknownNameError, nearest
+from discern.presets import PRESETS, filled
+from discern.values import (
+    Activation,
+    Cells,
+    Count,
+    Dropout,
+    GenesOrNumber,
+    Layers,
+    Loss,
+    Norm,
+    OutputFunction,
+    Positive,
+    RawInput,
+    Refused,
+    Share,
+    TwoOrMore,
+    Weight,
+    name_of,
 )
 
-from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, UserError, nearest
-from discern.names import KNOWN, look_up, names_of
-from discern.presets import PRESETS, filled
-
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
-_NORMS = ("layernorm", "batchnorm", "conditionallayernorm", "conditionalbatchnorm")
-_OUTPUT_FUNCTIONS = ("softmax", "LSN", "sigsoftmax")
-_LOSSES = {name.rpartition(".")[2]: name for name in reversed(names_of("loss"))}
-_ACTIVATIONS = {known.attribute: name for name, known in KNOWN.items() if known.module == "keras.activations"}
 _ARGUMENTS_OF_ALL_LOSSES = ("name", "reduction")
 _ARGUMENTS_OF_LOSSES = {
     "HuberLoss": ("delta",),
@@ -63,122 +66,6 @@ _ARGUMENTS_OF_SCHEDULES = (
     *("initial_learning_rate", "decay_steps", "decay_rate", "staircase", "alpha", "warmup_target", "warmup_steps"),
     *("first_decay_steps", "t_mul", "m_mul", "boundaries", "values", "end_learning_rate", "power", "cycle"),
 )
-
-
-# --- types of values -------------------------------------------------------------------------------------------------
-
-
-class Refused(ValueError):
-    """Carries an error of the user through pydantic, which adds the path of the key."""
-
-    def __init__(self, message: str, kind: type[UserError] = InvalidInputError):
-        super().__init__(message)
-        self.kind = kind
-
-
-def shown(value: Any) -> str:
-    """Return a value of a file as it stands there, in short."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _integral(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _cells(value: Any) -> int | float:
-    if not _is_number(value) or value < 0 or (isinstance(value, float) and value > 1):
-        raise Refused(f"expected a share between 0.0 and 1.0 or a whole number of cells, got {shown(value)}")
-    return value
-
-
-def _genes_or_number(value: Any) -> str | float:
-    if value == "genes" or _is_number(value):
-        return value
-    raise Refused(f'expected "genes" or a number, got {shown(value)}')
-
-
-def _raw_input(value: Any) -> list[str] | dict[str, str | None]:
-    paths = list(value) if isinstance(value, list | dict) else []
-    if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise Refused(f"expected a list of paths or {{path: obs column}}, not empty, got {shown(value)}")
-    if len(set(paths)) < len(paths):
-        raise Refused(f"expected each path once, got {shown(value)}")
-    if isinstance(value, dict) and not all(column is None or isinstance(column, str) for column in value.values()):
-        raise Refused(f"expected the name of an obs column (or null) for each path, got {shown(value)}")
-    return value
-
-
-def _named(name: Any, kind: str) -> str:
-    try:
-        look_up(name, kind)
-    except UserError as error:
-        raise Refused(str(error), type(error)) from None
-    return name
-
-
-def _activation(name: str) -> str:
-    if "." in name:
-        return _named(name, "activation")
-    if name not in _ACTIVATIONS:
-        raise Refused(f"unknown activation {name!r}{nearest(name, _ACTIVATIONS)}", UnknownNameError)
-    return _ACTIVATIONS[name]
-
-
-def _output_function(name: str) -> str:
-    if name not in _OUTPUT_FUNCTIONS:
-        _activation(name)
-    return name
-
-
-def _loss(name: str) -> str:
-    if "." in name:
-        return _named(name, "loss")
-    if name not in _LOSSES:
-        raise Refused(f"unknown loss {name!r}{nearest(name, _LOSSES)}", UnknownNameError)
-    return name
-
-
-def _norm(name: str) -> str:
-    if name not in _NORMS:
-        raise Refused(f"norm_type {name!r} is not one of {', '.join(_NORMS)}{nearest(name, _NORMS)}", UnsupportedError)
-    return name
-
-
-def _kind(kind: str) -> Any:
-    return Annotated[str, AfterValidator(lambda name: _named(name, kind))]
-
-
-Norm = Annotated[str, AfterValidator(_norm)]
-Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Layers = Annotated[list[Positive], Field(min_length=1)]
-Cells = Annotated[Any, AfterValidator(_cells), WithJsonSchema({"type": "number", "minimum": 0})]
-GenesOrNumber = Annotated[
-    Any, AfterValidator(_genes_or_number), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
-]
-RawInput = Annotated[
-    Any,
-    AfterValidator(_raw_input),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "array", "items": {"type": "string"}, "minItems": 1},
-                {"type": "object", "additionalProperties": {"type": ["string", "null"]}, "minProperties": 1},
-            ]
-        }
-    ),
-]
-
-
-# --- sections of an experiment ---------------------------------------------------------------------------------------
 
 
 class Section(BaseModel):
@@ -255,7 +142,7 @@ class Regularizer(WithArguments):
 
     arguments = _ARGUMENTS_OF_REGULARIZERS
 
-    name: _kind("regularizer")  # type: ignore[valid-type]
+    name: name_of("regularizer")  # type: ignore[valid-type]
 
 
 class Side(Section):
@@ -270,7 +157,7 @@ class Side(Section):
 class ReconstructionLoss(WithArguments):
     """The reconstruction loss and its arguments."""
 
-    name: Annotated[str, AfterValidator(_loss)] = "HuberLoss"
+    name: Loss = "HuberLoss"
 
     def known_arguments(self) -> tuple[str, ...]:  # noqa: D102
         return (*_ARGUMENTS_OF_ALL_LOSSES, *_ARGUMENTS_OF_LOSSES.get(self.name.rpartition(".")[2], ()))
@@ -288,8 +175,8 @@ class Model(Section):
     """The network. What stands here rather than in `encoder` and `decoder` holds for both."""
 
     latent_dim: Positive = 48
-    activation_fn: Annotated[str, AfterValidator(_activation)] = "tensorflow_addons.activations.mish"
-    output_fn: Annotated[str, AfterValidator(_output_function)] | None = None
+    activation_fn: Activation = "tensorflow_addons.activations.mish"
+    output_fn: OutputFunction | None = None
     encoder: Side = Side()
     decoder: Side = Side()
     layers: Layers | None = None
@@ -374,7 +261,7 @@ class LearningDecay(WithArguments):
 
     arguments = _ARGUMENTS_OF_SCHEDULES
 
-    name: _kind("schedule")  # type: ignore[valid-type]
+    name: name_of("schedule")  # type: ignore[valid-type]
 
 
 class Optimizer(WithArguments):
@@ -382,7 +269,7 @@ class Optimizer(WithArguments):
 
     arguments = _ARGUMENTS_OF_OPTIMIZERS
 
-    algorithm: _kind("optimizer")  # type: ignore[valid-type]
+    algorithm: name_of("optimizer")  # type: ignore[valid-type]
     learning_rate: Weight | None = None
     learning_decay: LearningDecay | None = None
     Lookahead: bool | None = None
@@ -393,7 +280,7 @@ class Training(Section):
 
     GPU: list[Count] | None = None
     XLA: bool = True
-    batch_size: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 192
+    batch_size: TwoOrMore = 192
     max_steps: Positive = 200
     parallel_pc: Positive | None = None
     early_stopping: EarlyStopping = EarlyStopping(delay=5, min_delta=0.01, patience=30)
@@ -450,13 +337,13 @@ class ParameterFile(Section):
 class Scheduler(WithArguments):
     """Ray Tune's scheduler and its arguments."""
 
-    name: _kind("scheduler")  # type: ignore[valid-type]
+    name: name_of("scheduler")  # type: ignore[valid-type]
 
 
 class Searcher(WithArguments):
     """Ray Tune's search algorithm and its arguments."""
 
-    name: _kind("searcher")  # type: ignore[valid-type]
+    name: name_of("searcher")  # type: ignore[valid-type]
 
 
 class TrialConfig(Section):
@@ -488,7 +375,7 @@ class Analysis(Section):
 class SearchSpaceLeaf(Section):
     """What one parameter is drawn from."""
 
-    type: _kind("search space")  # type: ignore[valid-type]
+    type: name_of("search space")  # type: ignore[valid-type]
     name: str | None = None
     args: list[Any] = []
 
