@@ -47,7 +47,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     },
     "Split": {
         "split_seed": "Seed of the choice of cells.",
-        "valid_cells": "Share of each batch that validates (early stopping, best model).",
+        "valid_cells": "Share of each batch that validates (early stopping, best model); 0: all cells are trained on.",
         "mmd_cells": "Share of the validation cells on which a search judges.",
         "balanced_split": "Without effect: shares are always of each batch.",
         "test_cells": "Share of each batch that nothing is learned from; `discern evaluate` compares with it.",
@@ -81,7 +81,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "Training": {
         "GPU": "Numbers of the GPUs to use, [] for none; by default all. Those that are not there are left out.",
         "XLA": "Whether the training step is compiled.",
-        "batch_size": "Cells in a step; never more than there are validation cells.",
+        "batch_size": "Cells in a step; never more than there are validation cells or, without any, than a tenth of the "
+        "training cells.",
         "max_steps": "Epochs at the most, those before an interruption included.",
         "parallel_pc": "CPU threads; by default TensorFlow's choice.",
         "early_stopping": "When training stops before `max_steps`.",
