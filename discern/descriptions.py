@@ -81,8 +81,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "Training": {
         "GPU": "Numbers of the GPUs to use, [] for none; by default all. Those that are not there are left out.",
         "XLA": "Whether the training step is compiled.",
-        "batch_size": "Cells in a step; never more than there are validation cells or, without any, than a tenth of the "
-        "training cells.",
+        "batch_size": "Cells in a step; never more than there are validation cells or, without any, than a tenth of "
+        "the training cells.",
         "max_steps": "Epochs at the most, those before an interruption included.",
         "parallel_pc": "CPU threads; by default TensorFlow's choice.",
         "early_stopping": "When training stops before `max_steps`.",
