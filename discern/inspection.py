@@ -252,7 +252,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         int(filled_in["input_ds"]["split"]["valid_cells"] * (genes >= min_genes).sum())
         for genes in found.genes_per_cell.values()
     )
-    few = {"batch_size": max(2, valid)} if valid < training["batch_size"] else {}
+    few = {"batch_size": max(2, valid)} if 0 < valid < training["batch_size"] else {}
     gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
     cpus = available_cpus()
     columns = found.columns

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import scanpy as sc
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 import discern
 from discern.cli import cli, merge_parameter
@@ -54,9 +56,13 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
 
-    with warnings.catch_warnings():
+    # Sockets as files in a folder of its own (with a short name: paths of sockets must be): a TCP port that is chosen
+    # as free may be taken by another test until the kernel binds it.
+    with tempfile.TemporaryDirectory() as sockets, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        kernel = {"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}
+        resources = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(notebook, timeout=600, resources=resources, config=Config(KernelManager=kernel)).execute()
 
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
