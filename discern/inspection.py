@@ -248,11 +248,6 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
     min_genes, why_genes = _min_genes(found.genes_per_cell)
     filled_in = canonical_experiment({"preset": "auto"})
     network, training = filled_in["model"], filled_in["training"]
-    valid = sum(
-        int(filled_in["input_ds"]["split"]["valid_cells"] * (genes >= min_genes).sum())
-        for genes in found.genes_per_cell.values()
-    )
-    few = {"batch_size": max(2, valid)} if 0 < valid < training["batch_size"] else {}
     gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
     cpus = available_cpus()
     columns = found.columns
@@ -264,14 +259,13 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
             "split": {"split_seed": 0, "test_cells": 0.1},
             "n_cpus_preprocessing": cpus,
         },
-        "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0} | few,
+        "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0},
     }
     recipe = f"fills in what the file lacks: layers {network['encoder']['layers']}, {training['max_steps']} epochs, ..."
     reasons = [
         ("preset", "auto", f"did best on held-out cells of real data; {recipe}"),
         ("min_genes", min_genes, why_genes),
         ("test_cells", 0.1, "training never sees them; `discern evaluate` compares with them"),
-        *((key, value, f"there are {valid} validation cells") for key, value in few.items()),
         ("GPU", gpus, "found one" if gpus else "found none"),
         ("n_cpus_preprocessing, parallel_pc", cpus, "what this machine has"),
         ("seed", 0, "the same result every time"),

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 #: Preset -> sections of an EXPERIMENT. What each of these pays is measured by benchmarks/quality.py: docs/quality.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "auto": {
-        "input_ds": {"scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}},
-        "model": {
-            "encoder": {"layers": [128, 64, 32], "regularization": 0.4},
-            "decoder": {"layers": [32, 64, 128], "regularization": 0.0},
-            "weighting_batch_mmd": 1000,
+        "input_ds": {
+            "scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
+            "split": {"valid_cells": 0},
         },
-        "training": {"max_steps": 75, "early_stopping": {}, "thin_counts": 0.3},
+        "model": {
+            "encoder": {"layers": [128, 64, 32], "regularization": 0.3},
+            "decoder": {"layers": [32, 64, 128], "regularization": 0.0},
+            "weighting_batch_mmd": 1500,
+        },
+        "training": {"max_steps": 75, "early_stopping": {}, "thin_counts": 0.15},
     }
 }
 

@@ -88,19 +88,6 @@ def _paths(tree: dict[str, Any]) -> set[tuple[str, ...]]:
     return inner | {(key,) for key, value in tree.items() if not isinstance(value, dict) or not value}
 
 
-def test_batch_size_is_written_if_there_are_few_cells() -> None:
-    def batch_size(n_cells: int) -> int | None:
-        genes = {batch: np.full(n_cells // 2, 500) for batch in ("good", "poor")}
-        experiment, reasons = choose(Survey({"a.h5ad": "batch"}, [], genes, 1000, 10**6, []))
-        chosen = experiment["training"].get("batch_size")
-        assert (("batch_size", chosen, f"there are {chosen} validation cells") in reasons) == (chosen is not None)
-        return chosen
-
-    usual = canonical_experiment({"preset": "auto"})
-    assert batch_size(20 * usual["training"]["batch_size"]) is None
-    assert batch_size(200) == (int(200 * usual["input_ds"]["split"]["valid_cells"]) or None)
-
-
 def test_what_the_user_says_counts(one_file: Path) -> None:
     said = write_parameters([one_file], Path("p.json"), batch_column="celltype", reference="B cell")
 
