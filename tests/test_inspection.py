@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from discern.cli import cli
-from discern.config import canonical_experiment, load_parameters
+from discern.config import load_parameters
 from discern.datasets import lung_cell_lines
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
-from discern.inspection import Survey, choose, describe, survey, write_parameters
+from discern.inspection import choose, describe, survey, write_parameters
 from discern.presets import PRESETS
 
 if TYPE_CHECKING:
