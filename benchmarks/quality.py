@@ -8,6 +8,7 @@ command prints one table, a row as soon as it is known:
     python benchmarks/quality.py pairs                   # other batches: thinned, three, unequal, few and many cells
     python benchmarks/quality.py leave-out --seeds 0 1 2 # one line missing in CEL-seq2: is it kept, and flagged?
     python benchmarks/quality.py variation               # does what varies within a line survive?
+    python benchmarks/quality.py precision               # the demo in float32 and in bfloat16
 """
 
 from __future__ import annotations
@@ -57,14 +58,17 @@ _ALL = ["conditionallayernorm"] * 3
 ABLATION: dict[str, dict[str, Any]] = {
     "preset": {},
     "no MMD between batches": {"model": {"weighting_batch_mmd": 0}},
+    "MMD between batches, weight 500": {"model": {"weighting_batch_mmd": 500}},
     "MMD between batches, weight 4000": {"model": {"weighting_batch_mmd": 4000}},
     "decoder conditional in every layer": {"model": {"norm_type": _ALL}},
     "counts not thinned": {"training": {"thin_counts": 1}},
+    "counts thinned to 30 % at the least": {"training": {"thin_counts": 0.3}},
+    "a tenth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.1}}},
     "published layers 1024, 512, 256": {"model": {"layers": [1024, 512, 256]}},
     "layers 256, 128, 64": {"model": {"layers": [256, 128, 64]}},
-    "dropout 0.2": {"model": {"encoder": {"regularization": 0.2}, "decoder": {"regularization": 0.0}}},
+    "dropout 0.4": {"model": {"encoder": {"regularization": 0.4}, "decoder": {"regularization": 0.0}}},
     "40 epochs": {"training": {"max_steps": 40}},
-    "a twentieth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.05}}},
+    "120 epochs": {"training": {"max_steps": 120}},
 }
 
 
@@ -352,6 +356,18 @@ def variation(seeds: list[int]) -> None:
             row(f"{title}, seed {seed}", {}, **figures)
 
 
+def precision(seeds: list[int]) -> None:
+    """The demo, with its figures (a) mean_r and (b) difference_r, in each precision."""
+    cells = shipped_cells()
+    of_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
+    lines = cells.obs["celltype"].to_numpy()
+    truth = GroupStatistics.of(log_normalise(cells.X[of_reference]), lines[of_reference])
+    demo = merged(PRESET, {"input_ds": {"split": {"test_cells": 0.2}}})
+    for name in ("float32", "mixed_bfloat16"):
+        experiment = merged(demo, {"training": {"precision": name}})
+        average(name, [measure(f"{name}, seed {seed}", cells, truth, experiment, seed) for seed in seeds])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = {
@@ -360,6 +376,7 @@ def main() -> None:
         "pairs": pairs,
         "leave-out": leave_out,
         "variation": variation,
+        "precision": precision,
     }
     parser.add_argument("table", choices=[*commands, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
