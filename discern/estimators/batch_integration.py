@@ -1,40 +1,30 @@
-"""The DISCERN estimator: build, train, restore, and reconstruct cells."""
+"""The DISCERN estimator: its parameters, its network, and how that is trained and restored."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from anndata.io import read_elem
 
 from discern import progress
 from discern.config import canonical_experiment
-from discern.errors import InvalidInputError, UserError
-from discern.estimators import losses, utilities_wae, weights
+from discern.errors import InvalidInputError
+from discern.estimators import losses, optimizers, utilities_wae, weights
 from discern.estimators.callbacks import Checkpoint, DelayedEarlyStopping, VisualisationCallback
-from discern.evaluation import add_distance
-from discern.functions import get_function_by_name, parse_mean_var, sample_counts
-from discern.io import DISCERNData, iter_blocks, np_one_hot, write_blocks
-from discern.neighbours import training_cells
-from discern.projection import MATRICES, CheckMetaData, check_output, file_name, target_labels
+from discern.estimators.reconstruction import Coder, EncodedCells, check_fits
+from discern.projection import MATRICES, CheckMetaData, check_output, file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    import pandas as pd
+    import anndata
     from numpy.typing import ArrayLike
 
     from discern.blocks import Matrix
-
-_LOGGER = logging.getLogger(__name__)
-
-_DECODE_CELLS = 512
+    from discern.io import DISCERNData
 
 
 class DISCERN:
@@ -215,32 +205,16 @@ class DISCERN:
                 encoder, decoder, total_number_cells=scale, compare_batches=self.weighting_batch_mmd > 0
             )
         self.start_step = 0
-        self._make_functions()
+        self._make_coder()
 
-    def _make_functions(self) -> None:
-        """Compile encoding and decoding, with standardising at the edge of the network."""
-        n_genes = self.encoder.inputs[0].shape[-1]
-        n_labels = self.encoder.inputs[1].shape[-1]
-        mean, std = self.scaling or (np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
-        encoder, decoder = self.encoder, self.decoder
+    @property
+    def coder(self) -> Coder:
+        """Encoding and decoding of log-normalised expression with the network as it is, compiled."""
+        self._built()
+        return self._coder
 
-        @tf.function(
-            input_signature=[tf.TensorSpec((None, n_genes), tf.float32), tf.TensorSpec((None, n_labels), tf.float32)]
-        )
-        def encode(expression: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return encoder([(expression - mean) / std, labels], training=False)
-
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec((None, self.latent_dim), tf.float32),
-                tf.TensorSpec((None, n_labels), tf.float32),
-            ]
-        )
-        def decode(latent: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            counts, dropouts = decoder([latent, labels], training=False)
-            return tf.nn.relu(counts * std + mean), dropouts
-
-        self._encode, self._decode = encode, decode
+    def _make_coder(self) -> None:
+        self._coder = Coder(self._built(), self.scaling)
 
     def get_optimizer(self) -> keras.optimizers.Optimizer:
         """Make the optimiser that the parameters ask for.
@@ -248,22 +222,8 @@ class DISCERN:
         Raises:
             InvalidInputError: If the optimiser does not take one of the arguments.
         """
-        config = dict(self.optimizer_config)
-        algorithm = config.pop("algorithm")
-        decay = config.pop("learning_decay", None)
-        lookahead = config.pop("Lookahead", False)
-        if decay:
-            decay = dict(decay)
-            schedule = get_function_by_name(decay.pop("name"))
-            decay.setdefault("initial_learning_rate", config.get("learning_rate", 1e-3))
-            config["learning_rate"] = _make(schedule, decay)
         with self.strategy.scope():
-            optimizer = _make(get_function_by_name(algorithm), config)
-        if lookahead:
-            from discern.estimators.optimizers import Lookahead
-
-            optimizer = Lookahead(optimizer)
-        return optimizer
+            return optimizers.from_parameters(self.optimizer_config)
 
     def compile(self, optimizer: keras.optimizers.Optimizer, scale: float = 15000.0) -> None:
         """Give the model its losses and optimiser.
@@ -313,29 +273,6 @@ class DISCERN:
             self.prepare_projection(inputdata)
         if not self._built().compiled:
             self.compile(self.get_optimizer())
-
-    def _check_fits(self, genes: Sequence[str], batches: Iterable[str]) -> None:
-        """Raise if cells with these genes and batches cannot go through the network."""
-        n_genes, n_labels = (self.encoder.inputs[i].shape[-1] for i in (0, 1))
-        if len(genes) != n_genes:
-            raise InvalidInputError(
-                f"the model was trained on {n_genes} genes, the data has {len(genes)}: use the data that the "
-                "experiment processed, or train a new model"
-            )
-        if self.genes is not None and list(genes) != self.genes:
-            first = next(i for i, (a, b) in enumerate(zip(genes, self.genes, strict=True)) if a != b)
-            raise InvalidInputError(
-                f"the data has the genes of the model in another order or other ones (gene {first + 1} is "
-                f"{genes[first]!r}, expected {self.genes[first]!r}): process it with the same experiment"
-            )
-        batches = list(batches)
-        unknown = [batch for batch in batches if self.batches is not None and batch not in self.batches]
-        if unknown or (self.batches is None and len(batches) != n_labels):
-            known = f" ({', '.join(self.batches)})" if self.batches is not None else ""
-            raise InvalidInputError(
-                f"the model knows {n_labels} batches{known}, the data has {', '.join(map(repr, unknown or batches))}: "
-                "add new batches with `discern onlinetraining`"
-            )
 
     def training(
         self,
@@ -416,30 +353,14 @@ class DISCERN:
             InvalidInputError: If the file is damaged or does not fit the parameters.
         """
         weights.restore(self, Path(directory))
-        if self.scaling is None:
-            self._adopt_processed(Path(directory))
-
-    def _adopt_processed(self, directory: Path) -> None:
-        """Take scaling, genes and batches from the processed data beside a model that does not hold them."""
-        for folder in (directory, directory.parent):
-            processed = folder / "processed_data" / "concatenated_data.h5ad"
-            if processed.is_file():
-                break
-        else:
-            _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
-            return
-        with h5py.File(processed) as file:
-            var, uns = read_elem(file["var"]), read_elem(file["uns"])
-        names = uns["DISCERN"]["batch_key"]
-        self._adopt(
-            parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), [names[i] for i in sorted(names, key=int)]
-        )
+        if self.scaling is None and (found := weights.beside_model(Path(directory))):
+            self._adopt(*found)
 
     def _adopt(self, scaling: tuple[np.ndarray, np.ndarray], genes: list[str], batches: list[str]) -> None:
         """Give a model its scaling and names; the losses depend on the scaling, the optimiser keeps its state."""
-        self._check_fits(genes, batches)
+        check_fits(self, genes, batches)
         self.scaling, self.genes, self.batches = scaling, genes, batches
-        self._make_functions()
+        self._make_coder()
         model = self._built()
         if model.compiled:
             self.compile(model.optimizer)
@@ -457,14 +378,7 @@ class DISCERN:
         Returns:
             The latent codes and the logarithm of the standard deviation of their noise, each cells x latent_dim.
         """
-        self._built()
-        labels = np.asarray(batch_labels, dtype=np.float32)
-        latent = np.empty((counts.shape[0], self.latent_dim), dtype=np.float32)
-        sigma = np.empty_like(latent)
-        for rows, block in iter_blocks(counts, batch_size):
-            codes, deviations = self._encode(tf.constant(block.toarray(), tf.float32), tf.constant(labels[rows]))
-            latent[rows], sigma[rows] = codes.numpy(), deviations.numpy()
-        return latent, sigma
+        return self.coder.encode(counts, np.asarray(batch_labels), batch_size)
 
     def generate_cells_from_latent(
         self, latent_codes: ArrayLike, output_batch_labels: ArrayLike, batch_size: int
@@ -480,28 +394,8 @@ class DISCERN:
             Estimated expression (log-normalised, >= 0) and the probability that a gene is detected, each cells x genes,
             dense: for many cells use `project_to_metadata`, which writes block by block.
         """
-        blocks = list(self._decoded(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size))
+        blocks = list(self.coder.decode(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size))
         return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))  # type: ignore[return-value]
-
-    def _decoded(
-        self, latent: np.ndarray, labels: np.ndarray, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self._built()
-        for begin in range(0, len(latent), batch_size):
-            rows = slice(begin, begin + batch_size)
-            counts, dropouts = self._decode(
-                tf.constant(latent[rows], tf.float32), tf.constant(np.ascontiguousarray(labels[rows]), tf.float32)
-            )
-            yield counts.numpy(), dropouts.numpy()
-
-    def _encode_data(self, input_data: DISCERNData) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-        """Return latent codes, sigmas and obs, whose batches are in the model's order."""
-        self.prepare_projection(input_data)
-        obs = input_data.obs
-        if self.batches is not None:
-            obs = obs.assign(batch=obs["batch"].cat.set_categories(self.batches))
-        latent, sigma = self.generate_latent_codes(input_data.X, np_one_hot(obs["batch"].array), _DECODE_CELLS)
-        return latent, sigma, obs
 
     def prepare_projection(self, input_data: DISCERNData) -> None:
         """Check that the restored model fits the cells; one of the original program gets their scaling and names.
@@ -510,7 +404,7 @@ class DISCERN:
             InvalidInputError: If it does not fit.
         """
         genes, batches = list(input_data.var_names), list(input_data.obs["batch"].cat.categories)
-        self._check_fits(genes, batches)
+        check_fits(self, genes, batches)
         if self.scaling is None:
             self._adopt(input_data.scaling, genes, batches)
 
@@ -533,23 +427,7 @@ class DISCERN:
             UnknownNameError: If the column does not exist.
             InvalidInputError: If the value does not, or the model does not fit.
         """
-        latent, sigma, obs = self._encode_data(input_data)
-        labels = target_labels(obs, np_one_hot(obs["batch"].array), column, column_value)
-        result = self._skeleton(input_data, latent, sigma, store_sigmas)
-        counts, dropouts = self.generate_cells_from_latent(latent, labels, _DECODE_CELLS)
-        result.X = sample_counts(counts, dropouts, seed=self.seed or 0)
-        result.layers["estimated_counts"] = counts
-        result.layers["estimated_dropouts"] = dropouts
-        result.raw = anndata.AnnData(X=input_data.X, obs=input_data.obs, var=input_data.var)
-        return result
-
-    def _skeleton(
-        self, input_data: DISCERNData, latent: np.ndarray, sigma: np.ndarray, store_sigmas: bool
-    ) -> anndata.AnnData:
-        """Return an AnnData with everything but the matrices."""
-        uns = {key: value for key, value in input_data.uns.items() if key != "fixed_scaling"}
-        obsm = {"X_DISCERN": latent} | ({"X_DISCERN_sigma": sigma} if store_sigmas else {})
-        return anndata.AnnData(obs=input_data.obs.copy(), var=input_data.var.copy(), uns=uns, obsm=obsm)
+        return EncodedCells(self, input_data, store_sigmas).decoded(column, column_value)
 
     def project_to_metadata(
         self,
@@ -589,34 +467,15 @@ class DISCERN:
             if column is not None:
                 check.check((column, value))
         with progress.phase("encoding"):
-            latent, sigma, obs = self._encode_data(input_data)
-        own = np_one_hot(obs["batch"].array)
-        skeleton = self._skeleton(input_data, latent, sigma, store_sigmas)
+            cells = EncodedCells(self, input_data, store_sigmas)
         written: list[Path] = []
         for column, value in targets:
-            labels = target_labels(obs, own, column, value)
             path = Path(save_path) / file_name(column, value, suffix)
             if path in written:  # values that differ in characters unfit for a file name
                 path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")
-            cells = skeleton
-            if column == "batch" and value and training_cells(obs, value).sum() > 1:
-                cells = skeleton.copy()
-                add_distance(cells, value)
-            blocks = self._projected_blocks(latent, labels, layers)
-            count = -(-len(latent) // _DECODE_CELLS)
-            write_blocks(path, cells, progress.track(blocks, f"writing {path.name}", count), dtype)
+            cells.write(path, column, value, layers, dtype)
             written.append(path)
         return written
-
-    def _projected_blocks(
-        self, latent: np.ndarray, labels: np.ndarray, layers: Sequence[str]
-    ) -> Iterator[dict[str, Any]]:
-        generator = np.random.default_rng(self.seed or 0)
-        for counts, dropouts in self._decoded(latent, labels, _DECODE_CELLS):
-            block = {"estimated_counts": counts, "estimated_dropouts": dropouts}
-            if "X" in layers:
-                block["X"] = sample_counts(counts, dropouts, seed=generator)
-            yield {layer: block[layer] for layer in layers}
 
 
 def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -633,14 +492,3 @@ def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Ca
             f"the {cells.get('train', 0)} training cells do not fill one batch of batch_size {inputdata.batch_size}: "
             "lower training.batch_size"
         )
-
-
-def _make(function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a class named in parameters.json; an argument that it does not take is the user's mistake."""
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        name = getattr(function, "__name__", str(function))
-        raise InvalidInputError(f"{name} does not take {dict(arguments)}: {error}") from error

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from discern.errors import InvalidInputError
+from discern.errors import InvalidInputError, UserError
+from discern.functions import get_function_by_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _register = keras.saving.register_keras_serializable("discern")
 
@@ -25,6 +26,41 @@ def getmembers() -> dict[str, type[keras.optimizers.Optimizer]]:
         ['Lookahead', 'RectifiedAdam']
     """
     return {optimizer.__name__: optimizer for optimizer in (Lookahead, RectifiedAdam)}
+
+
+def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer:
+    """Make the optimiser that `training.optimizer` of parameters.json asks for.
+
+    Args:
+        parameters: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
+
+    Raises:
+        InvalidInputError: If the optimiser does not take one of the arguments.
+
+    Example:
+        >>> from_parameters({"algorithm": "keras.optimizers.SGD", "learning_rate": 0.5, "Lookahead": True}).name
+        'Lookahead'
+    """
+    config = dict(parameters)
+    algorithm = config.pop("algorithm")
+    decay = config.pop("learning_decay", None)
+    lookahead = config.pop("Lookahead", False)
+    if decay:
+        decay = {"initial_learning_rate": config.get("learning_rate", 1e-3), **decay}
+        config["learning_rate"] = _make(decay.pop("name"), decay)
+    optimizer = _make(algorithm, config)
+    return Lookahead(optimizer) if lookahead else optimizer
+
+
+def _make(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Call a class named in parameters.json; an argument that it does not take is the user's mistake."""
+    function = get_function_by_name(name)
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise InvalidInputError(f"{function.__name__} does not take {dict(arguments)}: {error}") from error
 
 
 @_register

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+from anndata.io import read_elem
 
 from discern import files
 from discern.config import load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UserError
 from discern.estimators.optimizers import Lookahead
+from discern.functions import parse_mean_var
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -254,6 +256,29 @@ def _epochs(found: ModelFile) -> int:
     (experiment,) = load_parameters(parameters_file(found.path)).experiments.values()
     steps = int(found.total_number_cells) // experiment["training"]["batch_size"]
     return round((found.iterations or 0) / max(steps, 1))
+
+
+def beside_model(directory: Path) -> tuple[tuple[np.ndarray, np.ndarray], list[str], list[str]] | None:
+    """Return scaling, genes and batches of the processed cells of an experiment whose model file does not hold them.
+
+    Args:
+        directory: The experiment's folder, or the `job` folder in it.
+
+    Returns:
+        None, with a warning, if there are no processed cells.
+    """
+    for folder in (directory, directory.parent):
+        processed = folder / "processed_data" / "concatenated_data.h5ad"
+        if processed.is_file():
+            break
+    else:
+        _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
+        return None
+    with h5py.File(processed) as file:
+        var, uns = read_elem(file["var"]), read_elem(file["uns"])
+    names = uns["DISCERN"]["batch_key"]
+    batches = [names[code] for code in sorted(names, key=int)]
+    return parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), batches
 
 
 @contextlib.contextmanager

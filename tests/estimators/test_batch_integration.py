@@ -168,7 +168,7 @@ class TestProjection:
         self, original: DISCERN, cells: DISCERNData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (whole,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "whole")
-        monkeypatch.setattr("discern.estimators.batch_integration._DECODE_CELLS", 37)
+        monkeypatch.setattr("discern.estimators.reconstruction._CELLS_AT_ONCE", 37)
         (parts,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "parts")
         for layer in ("estimated_counts", "estimated_dropouts"):
             wanted = ad.read_h5ad(whole).layers[layer]
