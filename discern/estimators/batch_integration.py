@@ -330,15 +330,10 @@ class DISCERN:
             epoch: Epochs that the model has been trained for.
             val_loss: Its validation loss; the lowest so far is kept as best_model.h5.
         """
-        weights.save_checkpoint(
-            self._built(),
-            directory,
-            epoch=epoch,
-            val_loss=val_loss,
-            scaling=self.scaling,
-            genes=self.genes,
-            batches=self.batches,
+        weights.save_model(
+            self._built(), Path(directory) / weights.LAST, epoch, val_loss, self.scaling, self.genes, self.batches
         )
+        weights.keep_best(directory)
 
     def restore_model(self, directory: Path) -> None:
         """Read the newest model of an experiment, also one written by the original program.

@@ -101,36 +101,6 @@ def parameters_file(model_file: Path) -> Path:
     )
 
 
-def save_checkpoint(
-    model: WAE,
-    directory: Path,
-    epoch: int,
-    val_loss: float | None = None,
-    scaling: tuple[np.ndarray, np.ndarray] | None = None,
-    genes: Sequence[str] | None = None,
-    batches: Sequence[str] | None = None,
-) -> None:
-    """Write the model as the last one of `directory`, and as the best one if no validation loss was lower.
-
-    Args:
-        model: The model.
-        directory: The `job` folder of an experiment.
-        epoch: Number of epochs that the model was trained for.
-        val_loss: Its validation loss; None leaves the best model as it is.
-        scaling: Mean and standard deviation of each gene.
-        genes: Names of the genes.
-        batches: Names of the batches, in the order of the labels.
-    """
-    directory = Path(directory)
-    save_model(model, directory / LAST, epoch, val_loss, scaling, genes, batches)
-    if val_loss is not None and val_loss < _lowest_loss(directory / BEST):
-        with files.replacing(directory / BEST) as partial:
-            try:  # the file of the last model is never written to again, only replaced
-                partial.hardlink_to(directory / LAST)
-            except OSError:
-                shutil.copyfile(directory / LAST, partial)
-
-
 def save_model(
     model: WAE,
     path: Path,
@@ -142,7 +112,14 @@ def save_model(
 ) -> None:
     """Write a model with the state of its optimiser; the file appears complete or not at all.
 
-    The arguments are those of `save_checkpoint`, with the path of the file instead of the folder.
+    Args:
+        model: The model.
+        path: The file; an experiment's is `LAST` in its folder `job`.
+        epoch: Number of epochs that the model was trained for.
+        val_loss: Its validation loss, by which `keep_best` judges.
+        scaling: Mean and standard deviation of each gene.
+        genes: Names of the genes.
+        batches: Names of the batches, in the order of the labels.
 
     Example:
         >>> import tempfile
@@ -175,10 +152,21 @@ def save_model(
                 handle[key] = np.asarray(names, dtype=h5py.string_dtype())
 
 
-def _lowest_loss(best: Path) -> float:
-    if not best.is_file():
+def keep_best(directory: Path) -> None:
+    """Make the last model of a `job` folder its best one too, if it has a validation loss and none was lower."""
+    last, best = Path(directory) / LAST, Path(directory) / BEST
+    if _val_loss(last) < _val_loss(best):
+        with files.replacing(best) as partial:
+            try:  # the file of the last model is never written to again, only replaced
+                partial.hardlink_to(last)
+            except OSError:
+                shutil.copyfile(last, partial)
+
+
+def _val_loss(path: Path) -> float:
+    if not path.is_file():
         return np.inf
-    with _open(best) as handle:
+    with _open(path) as handle:
         return float(handle.attrs.get("val_loss", np.inf))
 
 

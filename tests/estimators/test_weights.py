@@ -122,7 +122,8 @@ def test_slow_weights_start_from_loaded_ones(tmp_path: Path) -> None:
 def test_best_model_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     model = make_model()
     for epoch, loss in enumerate([5.0, 3.0, 4.0, None, float("nan")], start=1):
-        weights.save_checkpoint(model, tmp_path, epoch=epoch, val_loss=loss)
+        weights.save_model(model, tmp_path / weights.LAST, epoch=epoch, val_loss=loss)
+        weights.keep_best(tmp_path)
     assert weights.read_model_file(tmp_path / "last_model.h5").epoch == 5
     assert weights.read_model_file(tmp_path / "best_model.h5").epoch == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.h5", "last_model.h5"]
@@ -338,6 +339,6 @@ def test_restored_training_goes_on(original_experiment: Path) -> None:
     weights.restore(estimator, original_experiment)
     assert estimator.start_step == 8
     assert estimator.wae_model.optimizer.iterations.numpy() == 40
-    weights.save_checkpoint(estimator.wae_model, original_experiment / "job", epoch=9)
+    weights.save_model(estimator.wae_model, original_experiment / "job" / weights.LAST, epoch=9)
     weights.restore(estimator, original_experiment / "job")
     assert estimator.start_step == 9
