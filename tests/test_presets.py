@@ -22,7 +22,7 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
     assert experiment["model"]["encoder"]["layers"] == experiment["model"]["decoder"]["layers"][::-1] == [128, 64, 32]
     assert experiment["model"]["encoder"]["norm_type"] == [CONDITIONAL] * 3
     assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", "layernorm", CONDITIONAL]
-    assert experiment["model"]["weighting_batch_mmd"] == 1500
+    assert experiment["model"]["weighting_batch_mmd"] == 1000
     assert experiment["training"]["early_stopping"] == {}
     assert canonical_experiment(experiment) == experiment
 
