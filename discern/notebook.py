@@ -20,6 +20,7 @@ from discern.evaluation import add_distance
 from discern.files import replacing
 from discern.functions import clamp_cpus, set_gpu_and_threads
 from discern.io import DISCERNData
+from discern.neighbours import training_cells
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
 from discern.sections import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
@@ -206,10 +207,8 @@ class Reconstructor:
         """
         estimator, data = self._fitted()
         result = estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
-        if column == "batch" and reference:
-            trained_on = (result.obs["batch"] == reference) & (result.obs["split"] == "train")
-            if trained_on.sum() > 1:
-                add_distance(result, reference)
+        if column == "batch" and reference and training_cells(result.obs, reference).sum() > 1:
+            add_distance(result, reference)
         return result
 
     def save(self, folder: str | Path) -> Path:

@@ -480,7 +480,7 @@ def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Ca
     if not cells.get("valid", 0) and any(monitor.startswith("val_") for monitor in watched):
         raise InvalidInputError(
             "training.early_stopping needs validation cells, and there are none: raise input_ds.split.valid_cells and "
-            "process again, or train without early stopping, {}"
+            "process again, or give an empty early_stopping"
         )
     if cells.get("train", 0) < inputdata.batch_size:
         raise InvalidInputError(

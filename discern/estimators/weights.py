@@ -235,7 +235,8 @@ def restore(estimator: Any, directory: Path) -> None:
     estimator.scaling, estimator.genes, estimator.batches = found.scaling, found.genes, found.batches
     estimator.build_model(found.n_genes, found.n_labels, found.total_number_cells)
     estimator.compile(estimator.get_optimizer())
-    load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
+    with estimator.strategy.scope():
+        load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
     estimator.start_step = _epochs(found) if found.epoch is None else found.epoch
 
 

@@ -25,14 +25,23 @@ from discern import DISCERN, DISCERNData
 
 parameters = json.load(open(folder + "/parameters.json"))
 parameters["training"] |= {"distribute": distribute, "seed": seed, "XLA": True}
+parameters["training"]["optimizer"] |= json.loads(sys.argv[4])
+data, job = DISCERNData.from_folder(folder, 32), folder + "/fresh"
 model = DISCERN.from_json(parameters)
-history = model.training(DISCERNData.from_folder(folder, 32), max_steps=5)
-print(json.dumps([model.strategy.num_replicas_in_sync, history.history["loss"], history.history["val_loss"]]))
+history = model.training(data, max_steps=5).history
+model.save(job, epoch=5)
+again = DISCERN.from_json(parameters)
+again.restore_model(job)
+after = again.training(data, max_steps=6).history
+for key in ("loss", "val_loss"):
+    history[key] += after[key]
+print(json.dumps([model.strategy.num_replicas_in_sync, history["loss"], history["val_loss"]]))
 """
 
 
-def _train(folder: Path, distribute: str, seed: int = 0) -> tuple[int, np.ndarray]:
-    command = [sys.executable, "-c", _PROGRAM, str(folder), distribute, str(seed)]
+def _train(folder: Path, distribute: str, seed: int = 0, **optimizer: bool) -> tuple[int, np.ndarray]:
+    (folder / "fresh").mkdir(exist_ok=True)
+    command = [sys.executable, "-c", _PROGRAM, str(folder), distribute, str(seed), json.dumps(optimizer)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     devices, *losses = json.loads(done.stdout.splitlines()[-1])
@@ -48,3 +57,11 @@ def test_two_devices_learn_as_one(original_experiment: Path) -> None:
     noise = np.abs(alone - again).max()
     assert np.abs(together - alone).max() <= 3 * noise
     assert together[0][-1] < 0.9 * together[0][0]
+
+
+@pytest.mark.slow
+def test_lookahead_on_two_devices(original_experiment: Path) -> None:
+    devices, losses = _train(original_experiment, "mirrored", Lookahead=True)
+    assert devices == 2
+    assert losses.shape == (2, 6)
+    assert losses[0][-1] < losses[0][0]
