@@ -88,6 +88,14 @@ def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
     return csr
 
 
+def in_gene_order(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the matrix with the entries of each cell in the order of the genes.
+
+    Random numbers are drawn entry by entry: results must not depend on where the cells have been.
+    """
+    return X if X.has_sorted_indices else X.sorted_indices()
+
+
 def iter_blocks(X: Matrix, cells: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """Iterate over the rows of a matrix in order.
 

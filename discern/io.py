@@ -15,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 from scipy import sparse
 
-from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, is_lazy, iter_blocks, read_cells
+from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import remove
 from discern.functions import parse_mean_var
@@ -332,7 +332,7 @@ def _log_normalised(adata: ad.AnnData) -> ad.AnnData:
         blocks = [as_csr(undo(X[start : start + step])) for start in range(0, adata.n_obs, step)]
         X = sparse.vstack(blocks, format="csr")
     elif not is_lazy(X):
-        X = X.tocsr().astype(np.float32, copy=False)
+        X = in_gene_order(X.tocsr().astype(np.float32, copy=False))
     result = ad.AnnData(
         X=X,
         obs=adata.obs.copy(),

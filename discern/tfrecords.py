@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from discern.blocks import track_blocks
+from discern.blocks import in_gene_order, track_blocks
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.functions import prepare_train_valid
@@ -55,6 +55,7 @@ def serialise(block: sparse.csr_matrix, codes: np.ndarray) -> Iterator[bytes]:
         block: log-normalised float32, (n_cells, n_genes).
         codes: number of the batch of each cell, (n_cells,).
     """
+    block = in_gene_order(block)
     dtype = _gene_dtype(block.shape[1])
     genes = memoryview(block.indices.astype(dtype).tobytes())
     values = memoryview(block.data.astype("<f4", copy=False).tobytes())

@@ -15,7 +15,7 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 
-from discern.blocks import as_csr, estimate_csr_nbytes, rows_per_block
+from discern.blocks import as_csr, estimate_csr_nbytes, in_gene_order, rows_per_block
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.functions import available_cpus
@@ -140,7 +140,7 @@ class _Sparse:
         self._make = make
 
     def append(self, block: Any) -> None:
-        csr = as_csr(block, self._dtype)
+        csr = in_gene_order(as_csr(block, self._dtype))
         self._data.append(csr.data)
         self._indices.append(csr.indices)
         self._indptr.append(csr.indptr[1:].astype(np.int64) + self._indptr[-1][-1])
