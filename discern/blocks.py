@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 Matrix = Any
 """A matrix of cells x genes: ndarray, scipy.sparse matrix or dask array."""
+
+hdf5_lock = threading.RLock()
+"""Held while blocks are read ahead and while they are written: HDF5 is not made for several threads, and the lock of
+h5py does not cover the writing of compressed chunks."""
 
 _BLOCK_ENTRIES = 2**25
 _READ_PARTS = ("obs", "var", "uns", "obsm", "varm")
@@ -144,7 +149,9 @@ def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
     """Yield the chunks of a dask matrix; the next one is read while the caller is at work on one."""
 
     def read(number: int) -> sparse.csr_matrix:
-        return as_csr(X.blocks[number].compute(scheduler="synchronous"))
+        with hdf5_lock:
+            block = X.blocks[number].compute(scheduler="synchronous")
+        return as_csr(block)
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         following = reader.submit(read, 0)

@@ -15,7 +15,7 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 
-from discern.blocks import as_csr, estimate_csr_nbytes, in_gene_order, rows_per_block
+from discern.blocks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order, rows_per_block
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.functions import available_cpus
@@ -69,31 +69,37 @@ class _H5Array(_Array):
         super().__init__(row_shape, dtype)
         self._group, self._name, self._pool = group, name, pool
         self.dataset: h5py.Dataset | None = None
+        self._filters: dict[str, Any] = {}
 
     def _write(self, values: np.ndarray) -> None:
         chunk_rows = self._chunk[0]
         if self.dataset is None:
             sample = values[:chunk_rows]
-            filters = _FILTERS if len(_packed(sample)) < 0.5 * sample.nbytes else {}
-            self.dataset = self._group.create_dataset(
-                self._name,
-                (0, *self._chunk[1:]),
-                self._dtype,
-                maxshape=(None, *self._chunk[1:]),
-                chunks=self._chunk,
-                **filters,
-            )
-        self.dataset.resize(self.rows + len(values), axis=0)
-        if not self.dataset.compression:
-            self.dataset[self.rows :] = values
+            self._filters = _FILTERS if len(_packed(sample)) < 0.5 * sample.nbytes else {}
+            with hdf5_lock:
+                self.dataset = self._group.create_dataset(
+                    self._name,
+                    (0, *self._chunk[1:]),
+                    self._dtype,
+                    maxshape=(None, *self._chunk[1:]),
+                    chunks=self._chunk,
+                    **self._filters,
+                )
+        if not self._filters:
+            with hdf5_lock:
+                self.dataset.resize(self.rows + len(values), axis=0)
+                self.dataset[self.rows :] = values
             return
         pieces = [values[start : start + chunk_rows] for start in range(0, len(values), chunk_rows)]
         if pieces and len(pieces[-1]) < chunk_rows:
             padding = [(0, chunk_rows - len(pieces[-1]))] + [(0, 0)] * len(self._chunk[1:])
             pieces[-1] = np.pad(pieces[-1], padding)
-        for number, packed in enumerate(self._pool.map(_packed, pieces)):
-            offset = (self.rows + number * chunk_rows, *(0 for _ in self._chunk[1:]))
-            self.dataset.id.write_direct_chunk(offset, packed)
+        chunks = list(self._pool.map(_packed, pieces))
+        with hdf5_lock:
+            self.dataset.resize(self.rows + len(values), axis=0)
+            for number, packed in enumerate(chunks):
+                offset = (self.rows + number * chunk_rows, *(0 for _ in self._chunk[1:]))
+                self.dataset.id.write_direct_chunk(offset, packed)
 
 
 def _packed(values: np.ndarray) -> bytes:
