@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 _INTERRUPTED = 130
 _COMMANDS = {"process": ["--force"], "train": [], "project": ["--metadata", "batch:celseq2"]}
 
@@ -100,12 +100,13 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, help="seconds after which a training is interrupted")
     parser.add_argument("--model", type=Path, help="job folder of another experiment, for project")
     parser.add_argument("--layers", default="X,estimated_counts,estimated_dropouts", help="what project writes")
+    parser.add_argument("--suffix", choices=["h5ad", "zarr"], default="h5ad", help="format of the cells")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the cells and the experiments")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for n_cells in arguments.n_cells:
-        cells = arguments.folder / f"cells-{n_cells}-{arguments.density}.h5ad"
+        cells = arguments.folder / f"cells-{n_cells}-{arguments.density}.{arguments.suffix}"
         if not cells.exists():
             generator = Path(__file__).with_name("generate_cells.py")
             generate = [sys.executable, str(generator), str(n_cells), str(cells), "--density", str(arguments.density)]

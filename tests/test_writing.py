@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import dask.array as da
 import h5py
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from discern import writing
+from discern.blocks import hdf5_lock, iter_blocks
 from discern.errors import InvalidInputError
 from discern.writing import generate_h5ad, write_blocks
 
@@ -148,3 +151,41 @@ def test_generate_h5ad(tmp_path: Path, as_sparse: bool) -> None:
     for result in (adata, read):
         np.testing.assert_array_equal(_dense(result.X), expected)
         assert result.uns["a"] == 1
+
+
+def test_reading_ahead_and_writing_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holders: dict[str, list[bool]] = {"read": [], "write": []}
+
+    def held(kind: str) -> None:
+        """Note whether HDF5 is kept from other threads now."""
+
+        def is_free() -> bool:
+            free = hdf5_lock.acquire(blocking=False)
+            if free:
+                hdf5_lock.release()
+            return free
+
+        with ThreadPoolExecutor(1) as other:
+            holders[kind].append(not other.submit(is_free).result())
+
+    def read(block: np.ndarray) -> np.ndarray:
+        if block.size:  # dask tries it on nothing first
+            held("read")
+        return block
+
+    def resize(dataset: h5py.Dataset, *arguments: Any, **named: Any) -> None:
+        held("write")
+        original(dataset, *arguments, **named)
+
+    original = h5py.Dataset.resize
+    monkeypatch.setattr(h5py.Dataset, "resize", resize)
+    X = da.from_array(np.eye(64, dtype=np.float32), chunks=(16, 64)).map_blocks(read, dtype=np.float32)
+    write_blocks(
+        tmp_path / "cells.h5ad",
+        ad.AnnData(obs=pd.DataFrame(index=list(map(str, range(64)))), shape=(64, 64)),
+        ({"X": block} for _, block in iter_blocks(X, cells=16)),
+    )
+
+    assert len(holders["read"]) >= 4
+    assert len(holders["write"]) >= 2
+    assert all(holders["read"] + holders["write"])
