@@ -305,25 +305,11 @@ def leave_out(seeds: list[int]) -> None:
         row(f"{title}, mean", {}, **{key: float(np.mean([one[key] for one in rows])) for key in rows[0]})
 
 
-# Tirosh et al., Science 352:189 (2016)
-CELL_CYCLE = {
-    "S": """MCM5 PCNA TYMS FEN1 MCM2 MCM4 RRM1 UNG GINS2 MCM6 CDCA7 DTL PRIM1 UHRF1 HELLS RFC2 RPA2 NASP RAD51AP1 GMNN
-        WDR76 SLBP CCNE2 UBR7 POLD3 MSH2 ATAD2 RAD51 RRM2 CDC45 CDC6 EXO1 TIPIN DSCC1 BLM CASP8AP2 USP1 CLSPN POLA1
-        CHAF1B BRIP1 E2F8""",
-    "G2M": """HMGB2 CDK1 NUSAP1 UBE2C BIRC5 TPX2 TOP2A NDC80 CKS2 NUF2 CKS1B MKI67 TMPO CENPF TACC3 SMC4 CCNB2 CKAP2L
-        CKAP2 AURKB BUB1 KIF11 ANP32E TUBB4B GTSE1 KIF20B HJURP CDCA3 CDC20 TTK CDC25C KIF2C RANGAP1 NCAPD2 DLGAP5
-        CDCA2 CDCA8 ECT2 KIF23 HMMR AURKA PSRC1 ANLN LBR CKAP5 CENPE CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA""",
-}
-
-
-def scores(values: npt.NDArray, totals: npt.NDArray, genes: pd.Index, loadings: npt.NDArray) -> npt.NDArray:
-    """Return for cells of one line S and G2M score and principal components, without what total counts explain."""
-    sets = [genes.get_indexer(pd.Index(names).intersection(genes)) for names in map(str.split, CELL_CYCLE.values())]
-    columns = [values[:, those].mean(axis=1) for those in sets]
-    columns += list(((values - values.mean(axis=0)) @ loadings).T)
+def scores(values: npt.NDArray, totals: npt.NDArray, loadings: npt.NDArray) -> npt.NDArray:
+    """Return principal components for cells of one line, without what total counts explain."""
+    components = (values - values.mean(axis=0)) @ loadings
     design = np.column_stack([np.ones(len(totals)), np.log(totals)])
-    result = np.column_stack(columns)
-    return result - design @ np.linalg.lstsq(design, result, rcond=None)[0]
+    return components - design @ np.linalg.lstsq(design, components, rcond=None)[0]
 
 
 def variation(seeds: list[int]) -> None:
@@ -337,7 +323,7 @@ def variation(seeds: list[int]) -> None:
     lines = cells.obs["celltype"].to_numpy()
     measured = log_normalise(cells.X)
     totals = np.asarray(cells.X.sum(axis=1)).ravel()
-    titles = (*CELL_CYCLE, "PC1", "PC2", "PC3")
+    titles = ("PC1", "PC2", "PC3")
     for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
         for seed in seeds:
             result = reconstruct(cells[~held_out(cells, seed)].copy(), experiment, seed)
@@ -347,8 +333,8 @@ def variation(seeds: list[int]) -> None:
             for line in np.unique(lines):
                 loadings = PCA(3, random_state=0).fit(measured[is_reference & (lines == line)]).components_.T
                 mine, those = ~is_reference & (lines == line), lines[~is_reference] == line
-                one = scores(measured[mine], totals[mine], cells.var_names, loadings)
-                two = scores(after[those], totals[mine], cells.var_names, loadings)
+                one = scores(measured[mine], totals[mine], loadings)
+                two = scores(after[those], totals[mine], loadings)
                 kept.append([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, two.T, strict=True)])
                 real = measured[is_reference & (lines == line)]
                 spread.append(after[those].std(axis=0).mean() / real.std(axis=0).mean())

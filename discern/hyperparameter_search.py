@@ -74,6 +74,11 @@ def _optimize(parameters: Parameters, name: str, resume: bool) -> Path:
     folder = parameters.folder(name)
     if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
         raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
+    if not parameters.experiments[name]["input_ds"]["split"]["valid_cells"]:
+        raise InvalidInputError(
+            f"{name}: a search judges by validation cells, and input_ds.split.valid_cells is 0: set it, to 0.1 for "
+            "example, and run `discern process` again"
+        )
     with locked(folder):
         return _search(parameters, name, resume)
 

@@ -346,6 +346,10 @@ def test_what_is_missing_is_told(experiment: Path, tmp_path: Path, monkeypatch: 
         search(parameters)
     with pytest.raises(MissingFileError, match="there is no search to resume"):
         search(parameters, resume=True)
+    unsplit = parameters_of(experiment)
+    unsplit.experiments["original"]["input_ds"]["split"]["valid_cells"] = 0
+    with pytest.raises(InvalidInputError, match=r"judges by validation cells, .*valid_cells is 0: set it"):
+        search(unsplit)
     (experiment / "processed_data" / "concatenated_data.h5ad").unlink()
     with pytest.raises(MissingFileError, match="holds no processed data: run `discern process` first"):
         search(parameters)
