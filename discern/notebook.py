@@ -117,7 +117,7 @@ class Reconstructor:
         parameters: All parameters, as one EXPERIMENT of parameters.json with the defaults filled in.
         data: The processed cells, log-normalised; None before `fit`.
         estimator: The network; None before `fit`.
-        history: The losses of each epoch of `fit`, e.g. `history["val_loss"]`.
+        history: The losses of each epoch of `fit`, e.g. `history["loss"]`.
 
     Raises:
         UnknownNameError: If there is no such parameter.

@@ -123,7 +123,7 @@ def test_steps_are_the_one_call_and_survive_saving(cells: ad.AnnData, tmp_path: 
 
     _assert_same_result(model.project("good"), at_once)
     _assert_same_result(loaded.project("good"), at_once)
-    assert len(model.history["val_loss"]) == 3
+    assert len(model.history["loss"]) == 3
     assert loaded.parameters["model"] == model.parameters["model"]
     outcome = CliRunner().invoke(cli, ["project", "--metadata", "batch:good", str(folder / "parameters.json")])
     assert outcome.exit_code == 0, outcome.output
