@@ -19,7 +19,7 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
     experiment = auto()
     assert experiment["input_ds"]["scale"]["LSN"] == 20000
     assert experiment["input_ds"]["scale"]["fixed_scaling"]["mean"] == "genes"
-    assert experiment["model"]["encoder"]["layers"] == experiment["model"]["decoder"]["layers"][::-1] == [128, 64, 32]
+    assert experiment["model"]["encoder"]["layers"] == experiment["model"]["decoder"]["layers"][::-1] == [256, 128, 64]
     assert experiment["model"]["encoder"]["norm_type"] == [CONDITIONAL] * 3
     assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", "layernorm", CONDITIONAL]
     assert experiment["model"]["weighting_batch_mmd"] == 1000
