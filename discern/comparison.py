@@ -202,7 +202,7 @@ class _Measurement:
         with progress.phase("encoding"):
             self.latent, _ = model.generate_latent_codes(data.X, self.own, _CELLS_AT_ONCE)
         self.training = training_cells(data.obs, comparison.reference)
-        self.distance = reference_distance(self.latent, self.training)
+        self.distance = reference_distance(self.latent, self.batch, self.training)
 
         roles = [comparison.held_out, comparison.rest, *(self.batch == name for name in comparison.sources)]
         rng = np.random.default_rng(0)

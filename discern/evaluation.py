@@ -86,7 +86,9 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
         raise UnknownNameError(f"the cells have no {' and '.join(wanted)}: expected the result of `discern project`")
     CheckMetaData(adata.obs).check(("batch", reference))
     training = training_cells(adata.obs, reference)
-    adata.obs["discern_distance"] = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), training, k)
+    adata.obs["discern_distance"] = reference_distance(
+        np.asarray(adata.obsm["X_DISCERN"]), adata.obs["batch"].astype(str).to_numpy(), training, k
+    )
 
 
 def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:

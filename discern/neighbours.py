@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 #: Reference cells to which the distance of a cell is the mean.
 NEIGHBOURS = 5
 
-#: Reference cells that distances are measured to; more do not change them by much.
-_REFERENCE_CELLS = 20_000
+#: A cell's nearest in its batch, of which those that have it among theirs, too, share their distances with it.
+OWN_NEIGHBOURS = 15
+
+#: Reference cells that distances are measured to, and cells of a batch among which neighbours are sought: more would
+#: not change distances by much.
+_CELLS_AT_ONCE = 10_000
 
 
 def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
@@ -40,19 +44,25 @@ def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None)
 
 
 def reference_distance(
-    latent: npt.NDArray, is_reference: npt.NDArray, k: int = NEIGHBOURS, seed: int = 0
+    latent: npt.NDArray, batches: npt.NDArray, is_reference: npt.NDArray, k: int = NEIGHBOURS, seed: int = 0
 ) -> npt.NDArray:
     """Return how far each cell is from the reference, in units of a reference cell's usual distance from its like.
 
-    The mean Euclidean distance in latent space to the `k` nearest reference cells (a cell's own is not counted),
-    divided by the median of that over reference cells. About 1 for a cell as the reference has many; a cell whose type
-    the reference lacks, or that was encoded badly, stands out.
+    Distance is that between the directions of two codes, seen from the centre of the prior: the length of a code says
+    more of how deeply a cell was sequenced than of what it is. A cell's is the mean to its `k` nearest reference cells
+    (itself not counted), averaged over the cell and its mutual nearest neighbours in its own batch: those of its 15
+    nearest that have it among their 15 nearest. Neighbours that are alike cancel the noise of single cells, and a cell
+    that is unlike its neighbours, as one of a rare type, is left alone. Divided by the median over reference cells:
+    about 1 for a cell as the reference has many; one whose type the reference lacks, or that was encoded badly, stands
+    out.
 
     Args:
         latent: Latent codes, cells x latent dimensions.
-        is_reference: Which of them are the reference: its training cells.
-        k: Neighbours; fewer if the reference is small.
-        seed: Of the choice of 20,000 reference cells, if there are more.
+        batches: The batch of each cell.
+        is_reference: Which cells are the reference: its training cells.
+        k: Neighbours in the reference; fewer if it is small.
+        seed: Of the choice of 10,000 reference cells, if there are more, and of the parts of 10,000 cells in which
+            neighbours in the own batch are sought.
 
     Returns:
         float32, (cells,).
@@ -61,25 +71,44 @@ def reference_distance(
         InvalidInputError: If there are fewer than two reference cells.
 
     Example:
-        >>> codes = np.random.default_rng(0).normal(size=(300, 8))
-        >>> codes[-1] += 5
-        >>> distance = reference_distance(codes, np.arange(300) < 200)
+        >>> codes = np.random.default_rng(0).normal(size=(300, 8)) + [3, 0, 0, 0, 0, 0, 0, 0]
+        >>> codes[-1] = [0, 5, 0, 0, 0, 0, 0, 0]
+        >>> distance = reference_distance(codes, np.arange(300) < 200, np.arange(300) < 200)
         >>> [bool(part) for part in (0.8 < np.median(distance[200:-1]) < 1.2, distance[-1] > 2)]
         [True, True]
     """
+    generator = np.random.default_rng(seed)
     reference = np.flatnonzero(is_reference)
     if len(reference) < 2:
         raise InvalidInputError(f"expected at least two reference cells, got {len(reference)}")
-    if len(reference) > _REFERENCE_CELLS:
-        reference = np.sort(np.random.default_rng(seed).choice(reference, _REFERENCE_CELLS, replace=False))
+    if len(reference) > _CELLS_AT_ONCE:
+        reference = np.sort(generator.choice(reference, _CELLS_AT_ONCE, replace=False))
     others = np.setdiff1d(np.arange(len(latent)), reference)
     k = min(k, len(reference) - 1)
-    distance = np.empty(len(latent), dtype=np.float32)
-    distance[reference] = _neighbours(latent[reference], k)[0].mean(axis=1)
+    length = np.linalg.norm(latent, axis=1, keepdims=True)
+    directions = latent / np.where(length > 0, length, 1)
+    own = np.empty(len(latent), dtype=np.float32)
+    own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
     if len(others):
-        distance[others] = _neighbours(latent[reference], k, latent[others])[0].mean(axis=1)
+        own[others] = _neighbours(directions[reference], k, directions[others])[0].mean(axis=1)
+    distance = np.empty_like(own)
+    for batch in np.unique(batches):
+        cells = generator.permutation(np.flatnonzero(batches == batch))
+        for part in np.array_split(cells, -(-len(cells) // _CELLS_AT_ONCE)):
+            distance[part] = _mutual_mean(directions[part], own[part])
     scale = np.median(distance[reference])
     return distance / (scale if scale > 0 else 1)
+
+
+def _mutual_mean(points: npt.NDArray, values: npt.NDArray) -> npt.NDArray:
+    """Return the mean of each point's value and those of its mutual nearest neighbours."""
+    from sklearn.neighbors import kneighbors_graph
+
+    if len(points) == 1:
+        return values
+    near = kneighbors_graph(points, min(OWN_NEIGHBOURS, len(points) - 1))
+    mutual = near.multiply(near.T)
+    return (values + mutual @ values) / (1 + np.asarray(mutual.sum(axis=1)).ravel())
 
 
 def other_batch_share(

@@ -165,7 +165,7 @@ def test_columns_of_genes_and_cells(experiment, reconstructed):
     training = (batch == "celseq2") & (split == "train")
 
     np.testing.assert_allclose(
-        own.obs["discern_distance"], reference_distance(result.obsm["X_DISCERN"], training), rtol=1e-3
+        own.obs["discern_distance"], reference_distance(result.obsm["X_DISCERN"], batch, training), rtol=1e-3
     )
     detected = data.X[batch == "dropseq"].toarray() > 0
     np.testing.assert_allclose(own.var["detection_dropseq"], detected.mean(0))
@@ -370,7 +370,7 @@ def test_a_line_that_the_reference_lacks_stands_out(tmp_path):
     latent, _ = model.generate_latent_codes(data.X, np_one_hot(data.obs["batch"]), 512)
     training = (data.obs["batch"] == "celseq2") & (data.obs["split"] == "train")
     source = (data.obs["batch"] == "dropseq").to_numpy()
-    distance = reference_distance(latent, training.to_numpy())[source]
+    distance = reference_distance(latent, data.obs["batch"].to_numpy(), training.to_numpy())[source]
     assert roc_auc_score(data.obs["celltype"][source] == line, distance) > 0.9
 
 
