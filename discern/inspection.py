@@ -358,8 +358,8 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
     models = list(_models(folder / "job"))
     for model in models or ["not trained yet"]:
         yield _line("model", model)
-    for result in sorted((folder / "projected").glob("*.h5ad")):
-        yield _line("projected", f"{result.name}, {_size(result.stat().st_size)}")
+    for result in sorted(path for suffix in ("h5ad", "zarr") for path in (folder / "projected").glob(f"*.{suffix}")):
+        yield _line("projected", f"{result.name}, {_size(_disk(result))}")
     for name, words in {
         "evaluation/report.html": "evaluation",
         "analysis.json": "search",
@@ -368,7 +368,7 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
         if (folder / name).exists():
             yield _line("also", f"{name}: {words}")
     yield from (_line("run", run) for run in _runs(folder))
-    yield from (_line("next", command) for command in _next(file, obs, bool(models)))
+    yield from (_line("next", command) for command in _next(folder, file, obs))
 
 
 def _line(head: str, text: str) -> str:
@@ -391,8 +391,8 @@ def _maker(uns: Mapping[str, Any]) -> str:
     return "2 (sparse, log-normalised)" if "DISCERN_format" in uns else "1 (dense, standardised; is read as it is)"
 
 
-def _disk(folder: Path) -> int:
-    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+def _disk(path: Path) -> int:
+    return sum(entry.stat().st_size for entry in [path, *path.rglob("*")] if entry.is_file())
 
 
 def _models(job: Path) -> Iterator[str]:
@@ -404,6 +404,14 @@ def _models(job: Path) -> Iterator[str]:
             continue
         loss = f", validation loss {attributes['val_loss']:.6g}" if "val_loss" in attributes else ""
         yield f"job/{path.name}, {_size(path.stat().st_size)}: epoch {attributes['epoch']}{loss}"
+
+
+def _epochs(job: Path) -> int | None:
+    """Return how many epochs the model has been trained for, None if there is none of this program's."""
+    if not (job / "last_model.h5").is_file():
+        return None
+    with h5py.File(job / "last_model.h5") as handle:
+        return int(handle.attrs["epoch"]) if "epoch" in handle.attrs else None
 
 
 _LOG_LINE = re.compile(r"(?P<time>[\d-]+ [\d:]+),\d+ (?P<process>\d+) (?P<level>[A-Z]+) discern[\w.]*: (?P<text>.*)")
@@ -437,9 +445,11 @@ def _ends(level: str, text: str) -> bool:
     return level == "ERROR" or ": wrote " in text
 
 
-def _next(file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
-    yield f"discern train {file}" + ("  (goes on up to training.max_steps)" if trained else "")
-    if trained:
+def _next(folder: Path, file: Path, obs: pd.DataFrame) -> Iterator[str]:
+    epochs, wanted = _epochs(folder / "job"), load_parameters(file).experiments[folder.name]["training"]["max_steps"]
+    if epochs is None or epochs < wanted:
+        yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
+    if any(_models(folder / "job")):
         genes = obs["n_genes"] if "n_genes" in obs else obs["batch"].cat.codes
         reference = genes.groupby(obs["batch"], observed=True).median().idxmax()
         yield f"discern project --metadata 'batch:{reference}' {file}"

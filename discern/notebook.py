@@ -16,7 +16,6 @@ from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.estimators.batch_integration import DISCERN
 from discern.estimators.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.estimators.run_exp import setup_exp
-from discern.evaluation import add_distance
 from discern.files import replacing
 from discern.functions import clamp_cpus, set_gpu_and_threads
 from discern.io import DISCERNData
@@ -206,10 +205,7 @@ class Reconstructor:
             InvalidInputError: If it has no such value, or there is no trained model.
         """
         estimator, data = self._fitted()
-        result = estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
-        if column == "batch" and reference and training_cells(result.obs, reference).sum() > 1:
-            add_distance(result, reference)
-        return result
+        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
 
     def save(self, folder: str | Path) -> Path:
         """Write parameters, processed cells and model as an experiment, on which all commands work.

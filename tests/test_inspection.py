@@ -120,6 +120,10 @@ def test_parameters_can_be_trained(make_raw_cells: Callable[..., ad.AnnData]) ->
 
     folder = Path("experiments/cells")
     assert json.loads((folder / "parameters.json").read_text())["preset"] == "auto"
+    assert "discern train" not in describe(folder)
+    content["experiments"]["cells"]["training"]["max_steps"] = 3
+    Path("parameters.json").write_text(json.dumps(content))
+    assert "discern train parameters.json  (goes on with epoch 3 of 3)" in describe(Path("parameters.json"))
     with h5py.File(folder / "job" / "last_model.h5") as model:
         assert model.attrs["epoch"] == 2
         shapes: list[tuple[int, ...]] = []

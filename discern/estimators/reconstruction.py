@@ -119,15 +119,18 @@ class EncodedCells:
         self._latent, sigma = model.generate_latent_codes(data.X, self._own, _CELLS_AT_ONCE)
         self._obsm = {"X_DISCERN": self._latent} | ({"X_DISCERN_sigma": sigma} if store_sigmas else {})
 
-    def _without_matrices(self) -> anndata.AnnData:
+    def _without_matrices(self, column: str | None, value: str | None) -> anndata.AnnData:
         data = self._data
         uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
-        return anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=dict(self._obsm))
+        cells = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=dict(self._obsm))
+        if column == "batch" and value and training_cells(cells.obs, value).sum() > 1:
+            add_distance(cells, value)
+        return cells
 
     def decoded(self, column: str | None, value: str | None) -> anndata.AnnData:
         """Return the cells decoded in memory; see `DISCERN.reconstruct`."""
         labels = target_labels(self._obs, self._own, column, value)
-        result = self._without_matrices()
+        result = self._without_matrices(column, value)
         counts, dropouts = self._model.generate_cells_from_latent(self._latent, labels, _CELLS_AT_ONCE)
         result.X = sample_counts(counts, dropouts, seed=self._model.seed or 0)
         result.layers["estimated_counts"] = counts
@@ -138,9 +141,7 @@ class EncodedCells:
     def write(self, path: Path, column: str | None, value: str | None, layers: Sequence[str], dtype: str) -> None:
         """Decode the cells into a file; see `DISCERN.project_to_metadata`."""
         labels = target_labels(self._obs, self._own, column, value)
-        cells = self._without_matrices()
-        if column == "batch" and value and training_cells(cells.obs, value).sum() > 1:
-            add_distance(cells, value)
+        cells = self._without_matrices(column, value)
         count = -(-len(self._latent) // _CELLS_AT_ONCE)
         write_blocks(path, cells, progress.track(self._blocks(labels, layers), f"writing {path.name}", count), dtype)
 
