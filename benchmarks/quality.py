@@ -54,7 +54,7 @@ PUBLISHED: dict[str, Any] = {
     "input_ds": PREPARED["input_ds"] | {"scale": {"LSN": LSN, "fixed_scaling": {"mean": "genes", "var": "genes"}}},
     "training": {"max_steps": 60, "early_stopping": {}},
 }
-_ALL = ["conditionallayernorm"] * 3
+_ALL = ["conditionallayernorm"] * 2
 ABLATION: dict[str, dict[str, Any]] = {
     "preset": {},
     "no MMD between batches": {"model": {"weighting_batch_mmd": 0}},
@@ -65,8 +65,9 @@ ABLATION: dict[str, dict[str, Any]] = {
     "counts thinned to 30 % at the least": {"training": {"thin_counts": 0.3}},
     "a tenth of the cells for validation": {"input_ds": {"split": {"valid_cells": 0.1}}},
     "published layers 1024, 512, 256": {"model": {"layers": [1024, 512, 256]}},
+    "layers 256, 128, 64": {"model": {"layers": [256, 128, 64]}},
     "layers 128, 64, 32": {"model": {"layers": [128, 64, 32]}},
-    "dropout 0.4": {"model": {"encoder": {"regularization": 0.4}, "decoder": {"regularization": 0.0}}},
+    "dropout 0.3": {"model": {"encoder": {"regularization": 0.3}, "decoder": {"regularization": 0.0}}},
     "40 epochs": {"training": {"max_steps": 40}},
     "120 epochs": {"training": {"max_steps": 120}},
 }

@@ -16,8 +16,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "split": {"valid_cells": 0},
         },
         "model": {
-            "encoder": {"layers": [256, 128, 64], "regularization": 0.3},
-            "decoder": {"layers": [64, 128, 256], "regularization": 0.0},
+            "encoder": {"layers": [256, 256], "regularization": 0.4},
+            "decoder": {"layers": [256, 256], "regularization": 0.0},
             "weighting_batch_mmd": 1000,
         },
         "training": {"max_steps": 75, "early_stopping": {}, "thin_counts": 0.15},

@@ -19,9 +19,9 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
     experiment = auto()
     assert experiment["input_ds"]["scale"]["LSN"] == 20000
     assert experiment["input_ds"]["scale"]["fixed_scaling"]["mean"] == "genes"
-    assert experiment["model"]["encoder"]["layers"] == experiment["model"]["decoder"]["layers"][::-1] == [256, 128, 64]
-    assert experiment["model"]["encoder"]["norm_type"] == [CONDITIONAL] * 3
-    assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", "layernorm", CONDITIONAL]
+    assert experiment["model"]["encoder"]["layers"] == experiment["model"]["decoder"]["layers"][::-1] == [256, 256]
+    assert experiment["model"]["encoder"]["norm_type"] == [CONDITIONAL] * 2
+    assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", CONDITIONAL]
     assert experiment["model"]["weighting_batch_mmd"] == 1000
     assert experiment["training"]["early_stopping"] == {}
     assert canonical_experiment(experiment) == experiment
@@ -44,7 +44,7 @@ def test_without_preset_nothing_of_it_is_there() -> None:
         ({"model": {"regularization": 0.1}}, ("model", "encoder", "regularization"), 0.1),
         ({"model": {"layers": [9]}}, ("model", "decoder", "norm_type"), [CONDITIONAL]),
         ({"model": {"layers": [9, 8]}}, ("model", "decoder", "norm_type"), ["layernorm", CONDITIONAL]),
-        ({"model": {"norm_type": [CONDITIONAL] * 3}}, ("model", "decoder", "norm_type"), [CONDITIONAL] * 3),
+        ({"model": {"norm_type": [CONDITIONAL] * 2}}, ("model", "decoder", "norm_type"), [CONDITIONAL] * 2),
         ({"input_ds": {"scale": {"LSN": 1e4}}}, ("input_ds", "scale", "LSN"), 1e4),
         ({"input_ds": {"scale": {"fixed_scaling": {"mean": 0}}}}, ("input_ds", "scale", "fixed_scaling", "mean"), 0),
     ],
