@@ -33,7 +33,7 @@ from discern.agreement import GroupStatistics, agreement
 from discern.config import canonical_experiment
 from discern.datasets import lung_cell_lines
 from discern.estimators.batch_integration import DISCERN
-from discern.evaluation import add_distance
+from discern.functions import number_of_epochs
 from discern.io import DISCERNData
 from discern.neighbours import other_batch_share
 from discern.preprocessing import WAERecipe
@@ -43,9 +43,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    Recipes = dict[str, dict[str, Any]]
+
 SOURCE, REFERENCE = "dropseq", "celseq2"
 LSN = 20_000
-FIGURES = ("mean_r", "difference_r", "t_rho", "top200", "detection_r", "mean_rmse")
+FIGURES = (
+    *("mean_r", "difference_r", "t_rho", "top200", "detection_r", "mean_rmse"),
+    *("PC1", "PC2", "PC3", "spread"),
+)
 
 #: Cells and genes are chosen here, not by the recipe.
 PREPARED: dict[str, Any] = {"input_ds": {"filtering": {"min_genes": 0, "min_cells": 0}}}
@@ -54,6 +59,7 @@ PUBLISHED: dict[str, Any] = {
     "input_ds": PREPARED["input_ds"] | {"scale": {"LSN": LSN, "fixed_scaling": {"mean": "genes", "var": "genes"}}},
     "training": {"max_steps": 60, "early_stopping": {}},
 }
+RECIPES = {"preset": PRESET, "published": PUBLISHED}
 _ALL = ["conditionallayernorm"] * 2
 ABLATION: dict[str, dict[str, Any]] = {
     "preset": {},
@@ -144,10 +150,9 @@ def reconstruct(cells: ad.AnnData, experiment: dict[str, Any], seed: int) -> ad.
     recipe = WAERecipe(parameters, inputs={"cells": cells}, input_files={"cells": "batch"}, n_jobs=1)
     data = DISCERNData(recipe().sc_raw, parameters["training"]["batch_size"])
     model = DISCERN.from_json(parameters)
-    model.training(data, max_steps=parameters["training"]["max_steps"])
+    model.training(data, max_steps=number_of_epochs(parameters["training"], data.obs))
     result = model.reconstruct(data, "batch", REFERENCE)
     result.uns["seconds"] = time.perf_counter() - start
-    add_distance(result, REFERENCE)
     result.obs.index = result.obs.index.astype(str)
     return result
 
@@ -192,7 +197,7 @@ def main_pair(seed: int) -> tuple[ad.AnnData, GroupStatistics]:
     return cells[~hidden].copy(), truth
 
 
-def table(seeds: list[int]) -> None:
+def table(seeds: list[int], recipes: Recipes) -> None:
     """Drop-seq as CEL-seq2: floor, ceiling, published parameters, preset."""
     for name, batch in (("Drop-seq as it is (floor)", SOURCE), ("other real CEL-seq2 cells (ceiling)", REFERENCE)):
         rows = []
@@ -202,16 +207,20 @@ def table(seeds: list[int]) -> None:
             rows.append(agreement(GroupStatistics.of(log_normalise(own.X), own.obs["celltype"]), truth))
             row(f"{name}, seed {seed}", rows[-1])
         average(name, rows)
-    for name, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+    for name, experiment in recipes.items():
         average(name, [measure(f"{name}, seed {seed}", *main_pair(seed), experiment, seed) for seed in seeds])
 
 
-def ablation(seeds: list[int]) -> None:
+def ablation(seeds: list[int], _: Recipes) -> None:
     """The preset without, or with another value of, each of its ingredients."""
     for name, changes in ABLATION.items():
-        average(
-            name, [measure(f"{name}, seed {seed}", *main_pair(seed), merged(PRESET, changes), seed) for seed in seeds]
-        )
+        rows = []
+        for seed in seeds:
+            cells, truth = main_pair(seed)
+            result = reconstruct(cells, merged(PRESET, changes), seed)
+            rows.append(agreement(of_source(result), truth) | within_lines(result))
+            row(f"{name}, seed {seed}", rows[-1])
+        average(name, rows)
 
 
 def other_pairs(seed: int) -> Iterable[tuple[str, Callable[[], tuple[ad.AnnData, GroupStatistics]]]]:
@@ -251,16 +260,14 @@ def other_pairs(seed: int) -> Iterable[tuple[str, Callable[[], tuple[ad.AnnData,
         yield f"{n_cells} cells", lambda n_cells=n_cells: of_size(n_cells)
 
 
-def pairs(seeds: list[int], only: str = "") -> None:
+def pairs(seeds: list[int], recipes: Recipes) -> None:
     """Preset and published parameters on other batches."""
     for seed in seeds:
         for name, make in other_pairs(seed):
-            if only not in name:
-                continue
             cells, truth = make()
             source = cells[cells.obs["batch"] != REFERENCE]
             row(f"{name}: floor", agreement(GroupStatistics.of(log_normalise(source.X), source.obs["celltype"]), truth))
-            for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+            for title, experiment in recipes.items():
                 measure(f"{name}: {title}, seed {seed}", cells, truth, experiment, seed)
 
 
@@ -270,7 +277,7 @@ def nearest_share(values: npt.NDArray, centres: npt.NDArray, number: int) -> flo
     return float((correlation.argmax(axis=1) == number).mean())
 
 
-def leave_out(seeds: list[int]) -> None:
+def leave_out(seeds: list[int], recipes: Recipes) -> None:
     """Each line left out of CEL-seq2 in turn: are its Drop-seq cells still nearest to it, and do they stand out?"""
     cells = shipped_cells()
     lines = cells.obs["celltype"].to_numpy()
@@ -286,7 +293,7 @@ def leave_out(seeds: list[int]) -> None:
         rs = [np.corrcoef(means[number] - means[k], centres[number] - centres[k])[0, 1] for k in others]
         return float(np.mean(rs))
 
-    for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
+    for title, experiment in recipes.items():
         rows = []
         for seed, (number, name) in itertools.product(seeds, enumerate(names)):
             missing = is_reference & (lines == name)
@@ -313,37 +320,40 @@ def scores(values: npt.NDArray, totals: npt.NDArray, loadings: npt.NDArray) -> n
     return components - design @ np.linalg.lstsq(design, components, rcond=None)[0]
 
 
-def variation(seeds: list[int]) -> None:
-    """Correlation, over the Drop-seq cells of a line, of scores before and after; mean over lines.
+def within_lines(result: ad.AnnData) -> dict[str, float]:
+    """Return the correlation, over the Drop-seq cells of a line, of scores before and after; mean over lines.
 
     The components are those of the real CEL-seq2 cells of the line, so that noise of the Drop-seq cells has no part in
-    them; the published parameters are measured with the same.
+    them. And the spread of the reconstructed cells, as a share of that of real CEL-seq2 cells.
     """
     cells = shipped_cells()
     is_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
     lines = cells.obs["celltype"].to_numpy()
     measured = log_normalise(cells.X)
     totals = np.asarray(cells.X.sum(axis=1)).ravel()
-    titles = ("PC1", "PC2", "PC3")
-    for title, experiment in (("preset", PRESET), ("published", PUBLISHED)):
-        for seed in seeds:
-            result = reconstruct(cells[~held_out(cells, seed)].copy(), experiment, seed)
-            ours = result[(result.obs["batch"] != REFERENCE).to_numpy()]
-            after = np.asarray(ours.layers["estimated_counts"])
-            kept, spread = [], []
-            for line in np.unique(lines):
-                loadings = PCA(3, random_state=0).fit(measured[is_reference & (lines == line)]).components_.T
-                mine, those = ~is_reference & (lines == line), lines[~is_reference] == line
-                one = scores(measured[mine], totals[mine], loadings)
-                two = scores(after[those], totals[mine], loadings)
-                kept.append([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, two.T, strict=True)])
-                real = measured[is_reference & (lines == line)]
-                spread.append(after[those].std(axis=0).mean() / real.std(axis=0).mean())
-            figures = dict(zip(titles, np.mean(kept, axis=0), strict=True)) | {"spread": float(np.mean(spread))}
-            row(f"{title}, seed {seed}", {}, **figures)
+    after = np.asarray(result[(result.obs["batch"] != REFERENCE).to_numpy()].layers["estimated_counts"])
+    kept, spread = [], []
+    for line in np.unique(lines):
+        real = measured[is_reference & (lines == line)]
+        loadings = PCA(3, random_state=0).fit(real).components_.T
+        mine, those = ~is_reference & (lines == line), lines[~is_reference] == line
+        one = scores(measured[mine], totals[mine], loadings)
+        two = scores(after[those], totals[mine], loadings)
+        kept.append([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, two.T, strict=True)])
+        spread.append(after[those].std(axis=0).mean() / real.std(axis=0).mean())
+    return dict(zip(("PC1", "PC2", "PC3"), np.mean(kept, axis=0), strict=True)) | {"spread": float(np.mean(spread))}
 
 
-def precision(seeds: list[int]) -> None:
+def variation(seeds: list[int], recipes: Recipes) -> None:
+    """What varies within a line, before and after."""
+    for title, experiment in recipes.items():
+        rows = [within_lines(reconstruct(main_pair(seed)[0], experiment, seed)) for seed in seeds]
+        for seed, figures in zip(seeds, rows, strict=True):
+            row(f"{title}, seed {seed}", figures)
+        average(title, rows)
+
+
+def precision(seeds: list[int], _: Recipes) -> None:
     """The demo, with its figures (a) mean_r and (b) difference_r, in each precision."""
     cells = shipped_cells()
     of_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
@@ -367,11 +377,13 @@ def main() -> None:
     }
     parser.add_argument("table", choices=[*commands, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--recipes", choices=list(RECIPES), nargs="+", default=list(RECIPES))
     arguments = parser.parse_args()
+    recipes = {name: RECIPES[name] for name in arguments.recipes}
     for name, command in commands.items():
         if arguments.table in (name, "all"):
             print(f"\n{name}: {(command.__doc__ or '').splitlines()[0]}")
-            command(arguments.seeds)
+            command(arguments.seeds, recipes)
 
 
 if __name__ == "__main__":

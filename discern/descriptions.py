@@ -84,6 +84,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "batch_size": "Cells in a step; never more than there are validation cells or, without any, than a tenth of "
         "the training cells.",
         "max_steps": "Epochs at the most, those before an interruption included.",
+        "max_updates": "Updates of the weights at the most: training ends with the epoch in which there have been so "
+        "many; by default `max_steps` alone counts.",
         "parallel_pc": "CPU threads; by default TensorFlow's choice.",
         "early_stopping": "When training stops before `max_steps`.",
         "optimizer": "The optimiser.",

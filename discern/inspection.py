@@ -18,7 +18,7 @@ from anndata.io import read_elem
 from discern.blocks import memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
-from discern.functions import available_cpus
+from discern.functions import available_cpus, number_of_epochs
 from discern.reading import dataset_name, read_raw_input
 
 if TYPE_CHECKING:
@@ -261,7 +261,8 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         },
         "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0},
     }
-    recipe = f"fills in what the file lacks: layers {network['encoder']['layers']}, {training['max_steps']} epochs, ..."
+    recipe = f"fills in what the file lacks: layers {network['encoder']['layers']}, {training['max_steps']} epochs or "
+    recipe += f"{training['max_updates']:,} updates of the weights, ..."
     reasons = [
         ("preset", "auto", f"did best on held-out cells of real data; {recipe}"),
         ("min_genes", min_genes, why_genes),
@@ -446,7 +447,8 @@ def _ends(level: str, text: str) -> bool:
 
 
 def _next(folder: Path, file: Path, obs: pd.DataFrame) -> Iterator[str]:
-    epochs, wanted = _epochs(folder / "job"), load_parameters(file).experiments[folder.name]["training"]["max_steps"]
+    training = load_parameters(file).experiments[folder.name]["training"]
+    epochs, wanted = _epochs(folder / "job"), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
     if any(_models(folder / "job")):

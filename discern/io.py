@@ -18,7 +18,7 @@ from scipy import sparse
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import remove
-from discern.functions import parse_mean_var
+from discern.functions import cells_of_step, parse_mean_var
 from discern.tfrecords import (
     SPLITS,
     Batches,
@@ -162,14 +162,12 @@ class DISCERNData(ad.AnnData):
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        cells = self.obs["split"].value_counts() if "split" in self.obs else {}
-        valid = int(cells.get("valid", 0))
-        if 0 < valid < value:
-            warnings.warn(f"batch_size {value} is more than the {valid} validation cells: using {valid}", stacklevel=3)
-            value = valid
-        elif not valid and "train" in cells:
-            value = min(value, max(2, int(cells["train"]) // 10))
-        self._batch_size = value
+        self._batch_size = cells_of_step(self.obs, value)
+        if self._batch_size < value and (self.obs["split"] == "valid").any():
+            warnings.warn(
+                f"batch_size {value} is more than the {self._batch_size} validation cells: using {self._batch_size}",
+                stacklevel=3,
+            )
 
     @property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:

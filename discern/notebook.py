@@ -17,9 +17,8 @@ from discern.estimators.batch_integration import DISCERN
 from discern.estimators.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.estimators.run_exp import setup_exp
 from discern.files import replacing
-from discern.functions import clamp_cpus, set_gpu_and_threads
+from discern.functions import clamp_cpus, number_of_epochs, set_gpu_and_threads
 from discern.io import DISCERNData
-from discern.neighbours import training_cells
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
 from discern.sections import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
@@ -177,7 +176,7 @@ class Reconstructor:
         if training.get("early_stopping"):
             callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
         estimator = DISCERN.from_json(self.parameters)
-        history = estimator.training(data, callbacks=callbacks, max_steps=training["max_steps"])
+        history = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
         self.data, self.estimator, self.history = data, estimator, history.history
 
     def _fitted(self) -> tuple[DISCERN, DISCERNData]:

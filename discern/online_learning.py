@@ -22,6 +22,7 @@ from discern.estimators.batch_integration import DISCERN
 from discern.estimators.run_exp import DISCERNRunner, setup_exp, training_callbacks
 from discern.estimators.weights import find_model
 from discern.files import finish_publishing, publish, remove
+from discern.functions import number_of_epochs
 from discern.io import DISCERNData
 from discern.online_cells import OnlineWAERecipe, save_data
 from discern.tfrecords import write_records
@@ -156,7 +157,7 @@ def online_training(
 
     Afterwards `processed_data/` (and `TF_records/`, if there were any) holds old and new cells, `job/` the new model
     and `backup/` what was in `job/`. Until all is complete the folder stays as it is: after an interruption the command
-    can simply be given again. The number of epochs is that of `training.max_steps`, counted anew.
+    can simply be given again. The number of epochs is that of `training.max_steps` and `max_updates`, counted anew.
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME, trained; one of the original program, too.
@@ -259,7 +260,7 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
         ", ".join(sorted(cells.obs["batch"].unique())),
         ", the rest of the model is frozen" if freeze else "",
     )
-    model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=training["max_steps"])
+    model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=number_of_epochs(training, cells.obs))
 
 
 class OnlineDISCERNRunner(DISCERNRunner):

@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "decoder": {"layers": [256, 256], "regularization": 0.0},
             "weighting_batch_mmd": 1000,
         },
-        "training": {"max_steps": 75, "early_stopping": {}, "thin_counts": 0.15},
+        "training": {"max_steps": 75, "max_updates": 2500, "early_stopping": {}, "thin_counts": 0.15},
     }
 }
 
@@ -30,9 +30,9 @@ _CONDITIONAL = "conditionallayernorm"
 def filled(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of an EXPERIMENT with the keys added that its preset sets and that it does not have.
 
-    What stands in `encoder` and `decoder` is one choice for both, which may also be given above them. The decoder's
-    batch is an offset in its last hidden layer only: what the layers before it learn of the cells holds for all
-    batches.
+    Who gives `max_steps` gets so many epochs: `max_updates` is not added then. What stands in `encoder` and `decoder`
+    is one choice for both, which may also be given above them. The decoder's batch is an offset in its last hidden
+    layer only: what the layers before it learn of the cells holds for all batches.
 
     Args:
         experiment: With a known `preset`, and in `model` no old spellings. Values may be wrong: they are left as they
@@ -45,6 +45,8 @@ def filled(experiment: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(experiment)
     for name, defaults in PRESETS[experiment["preset"]].items():
         given = {} if result.get(name) is None else result[name]
+        if name == "training" and isinstance(given, dict) and "max_steps" in given:
+            defaults = {key: value for key, value in defaults.items() if key != "max_updates"}
         result[name] = (_filled_model if name == "model" else _filled)(given, copy.deepcopy(defaults))
     return result
 

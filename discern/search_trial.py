@@ -14,6 +14,7 @@ from ray import tune
 
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, UserError
+from discern.functions import number_of_epochs
 from discern.mmd import auc, mmd_loss
 from discern.search_space import with_values
 
@@ -79,7 +80,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train on and report."""
-        max_steps = self.experiment["training"]["max_steps"]
+        max_steps = number_of_epochs(self.experiment["training"], self.data.obs)
         epochs = min(self.discern.start_step + self.epochs_per_timestep, max_steps)
         try:
             if epochs > self.discern.start_step:

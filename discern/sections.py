@@ -282,6 +282,7 @@ class Training(Section):
     XLA: bool = True
     batch_size: TwoOrMore = 192
     max_steps: Positive = 200
+    max_updates: Positive | None = None
     parallel_pc: Positive | None = None
     early_stopping: EarlyStopping = EarlyStopping(delay=5, min_delta=0.01, patience=30)
     optimizer: Optimizer = Optimizer.model_validate(

@@ -54,7 +54,8 @@ def test_parameters_fit_the_shipped_files(here: Path) -> None:
     assert f"{files[0]}: 274 cells x 28,073 genes, raw counts; batch: the file's name" in said
     assert "15,073 genes in common" in said
     layers = experiment["model"]["encoder"]["layers"]
-    assert f"lacks: layers {layers}, {experiment['training']['max_steps']} epochs, ...)\nmin_genes: 400" in said
+    epochs = experiment["training"]["max_steps"]
+    assert f"lacks: layers {layers}, {epochs} epochs or 2,500 updates of the weights, ...)\nmin_genes: 400" in said
     assert "  reference: most genes in its median cell" in next(
         line for line in said.splitlines() if line.startswith("celseq2 ")
     )

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from discern.config import canonical_experiment, load_parameters
 from discern.errors import UserError
+from discern.functions import number_of_epochs
 
 CONDITIONAL = "conditionallayernorm"
 
@@ -89,3 +91,11 @@ def test_a_file_with_the_preset(tmp_path: Any) -> None:
     experiment = {"input_ds": {"raw_input": ["a.h5ad"]}, "preset": "auto"}
     file.write_text(json.dumps({"exp_param": {"experiments_dir": "e"}, "experiments": {"one": experiment}}))
     assert load_parameters(file).experiments["one"]["model"] == auto()["model"]
+
+
+def test_epochs_of_the_user_are_not_cut_short() -> None:
+    obs = pd.DataFrame({"split": ["train"] * 100_000})
+    assert number_of_epochs(auto()["training"], obs) == 5
+    assert number_of_epochs(auto()["training"], obs[:2000]) == 75
+    assert number_of_epochs(auto(training={"max_steps": 40})["training"], obs) == 40
+    assert number_of_epochs(auto(training={"max_steps": 40, "max_updates": 600})["training"], obs) == 2

@@ -13,6 +13,7 @@ from discern import logs
 from discern.cluster import Task, run_on_ray
 from discern.errors import MissingFileError
 from discern.files import finish_publishing, locked
+from discern.functions import number_of_epochs
 from discern.projection import MATRICES, CheckMetaData, check_output
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     """
     exp_folder = Path(exp_folder)
     model, experiment = setup_exp(exp_folder)
-    training = experiment.get("training", {})
-    epochs = training.get("max_steps", 200)
-    data = _load(exp_folder, input_path, training.get("batch_size", 192))
+    training = experiment["training"]
+    data = _load(exp_folder, input_path, training["batch_size"])
+    epochs = number_of_epochs(training, data.obs)
     job = exp_folder / "job"
     if _has_model(exp_folder):
         model.restore_model(job)
@@ -113,7 +114,8 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
         _LOGGER.info("%s: going on with the model of epoch %d", exp_folder.name, model.start_step)
         if model.start_step >= epochs:
             _LOGGER.warning(
-                "%s: the model has been trained for %d epochs and training.max_steps is %d: nothing to do",
+                "%s: the model has been trained for %d epochs, of %d that training.max_steps and max_updates ask for: "
+                "nothing to do",
                 exp_folder.name,
                 model.start_step,
                 epochs,

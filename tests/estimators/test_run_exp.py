@@ -93,7 +93,9 @@ class TestTrain:
     def test_nothing_to_do(self, experiment: Path, caplog: pytest.LogCaptureFixture) -> None:
         before = sorted(path.name for path in (experiment / "job").iterdir())
         assert run_train(experiment) == []
-        assert "trained for 8 epochs and training.max_steps is 8: nothing to do" in caplog.text
+        assert (
+            "trained for 8 epochs, of 8 that training.max_steps and max_updates ask for: nothing to do" in caplog.text
+        )
         assert sorted(path.name for path in (experiment / "job").iterdir()) == before
 
     def test_on_other_cells(self, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
