@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from discern.io import DISCERNData
 
 _LOGGER = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 60
 
 Logs = dict[str, Any] | None
 
@@ -78,7 +81,7 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Show the loss, its parts and the time left: a bar on a terminal, a log line an epoch elsewhere."""
+    """Show the loss, its parts and the time left: a bar on a terminal, elsewhere a log line an epoch or a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +96,7 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Open the bar with what is left to do, on the first epoch of this run."""
         self._name = f"epoch {epoch + 1}/{self.params['epochs']}"
+        self._logged = time.monotonic()
         if not (self._bar and self._first):
             return
         self._first = False
@@ -102,10 +106,13 @@ class TrainingProgress(keras.callbacks.Callback):
         self._done = 0
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Move the bar."""
+        """Move the bar, or log how far a long epoch is."""
         if self._bar:
             self._advance(batch + 1 - self._done, detail=f"{self._name} {_parts(logs)}{self._validation}")
             self._done = batch + 1
+        elif time.monotonic() - self._logged > _SECONDS_BETWEEN_LINES:
+            self._logged = time.monotonic()
+            _LOGGER.info("%s, step %d of %d: %s", self._name, batch + 1, self.params["steps"], _parts(logs))
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Log the epoch's figures."""

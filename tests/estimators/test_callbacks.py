@@ -186,6 +186,17 @@ class TestTrainingProgress:
         for part in ("loss ", "counts ", "dropouts ", "mmd ", "sigma ", "validation "):
             assert part in lines[0]
 
+    def test_a_line_within_a_long_epoch(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_LINES", -1)
+        self.train(epochs=1)
+        lines = [record.message for record in caplog.records if record.name == callbacks.__name__]
+        steps = [f"epoch 1/1, step {step} of 4" for step in (1, 2, 3, 4)]
+        assert [line.split(":")[0] for line in lines] == [*steps, "epoch 1 of 1"]
+        assert "loss " in lines[0]
+
     def test_a_bar_for_a_person(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         steps: list[float] = []
