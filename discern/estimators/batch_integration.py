@@ -417,6 +417,7 @@ class DISCERN:
         Returns:
             Cells x genes: X with each estimate kept with its detection probability, `layers["estimated_counts"]`,
             `layers["estimated_dropouts"]`, `obsm["X_DISCERN"]`, and the input as `raw`. Expression is log-normalised.
+            Decoded as one batch, they also have `obs["discern_distance"]`, see `project_to_metadata`.
 
         Raises:
             UnknownNameError: If the column does not exist.
