@@ -369,7 +369,7 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
         if (folder / name).exists():
             yield _line("also", f"{name}: {words}")
     yield from (_line("run", run) for run in _runs(folder))
-    yield from (_line("next", command) for command in _next(folder, file, obs))
+    yield from (_line("next", command) for command in _next(folder, file, obs, bool(models)))
 
 
 def _line(head: str, text: str) -> str:
@@ -446,12 +446,12 @@ def _ends(level: str, text: str) -> bool:
     return level == "ERROR" or ": wrote " in text
 
 
-def _next(folder: Path, file: Path, obs: pd.DataFrame) -> Iterator[str]:
+def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
     training = load_parameters(file).experiments[folder.name]["training"]
     epochs, wanted = _epochs(folder / "job"), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
-    if any(_models(folder / "job")):
+    if trained:
         genes = obs["n_genes"] if "n_genes" in obs else obs["batch"].cat.codes
         reference = genes.groupby(obs["batch"], observed=True).median().idxmax()
         yield f"discern project --metadata 'batch:{reference}' {file}"
