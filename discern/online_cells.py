@@ -18,9 +18,9 @@ from discern.blocks import is_lazy, iter_blocks
 from discern.config import load_parameters
 from discern.errors import InvalidInputError
 from discern.io import FORMAT, DISCERNData
+from discern.merging import batch_key
 from discern.preprocessing import WAERecipe
 from discern.progress import track
-from discern.reading import batch_key
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:

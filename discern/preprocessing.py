@@ -23,8 +23,9 @@ from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.functions import clamp_cpus
 from discern.io import FORMAT
+from discern.merging import batch_key, check_columns, merge_data_sets
 from discern.progress import track
-from discern.reading import batch_key, check_columns, merge_data_sets, read_raw_input
+from discern.reading import read_raw_input
 from discern.statistics import (
     dispersion_record,
     gene_moments,
