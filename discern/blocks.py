@@ -6,6 +6,7 @@ blocks of rows, read when they are needed. Nothing here makes a dense matrix of 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -233,3 +234,29 @@ def _read_matrix(elem: Any, undo: Undo | None, budget: int) -> Matrix:
         dtype=np.float32 if undo else elem.dtype,
         meta=sparse.csr_matrix((0, 0), dtype=np.float32 if undo else elem.dtype),
     )
+
+
+def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    """Iterate over some rows of a matrix, reading only the blocks on disk that hold any.
+
+    Args:
+        X: Sparse, dense or dask matrix, (n_cells, n_genes).
+        rows: Numbers of the rows, ascending.
+        cells: Most rows of a block.
+
+    Yields:
+        Numbers of the rows, and these rows as float32 CSR.
+
+    Example:
+        >>> [(rows.tolist(), block.nnz) for rows, block in cell_blocks(np.eye(6), np.array([0, 2, 5]), cells=2)]
+        [([0, 2], 2), ([5], 1)]
+    """
+    bounds = np.cumsum([0, *(X.chunks[0] if is_lazy(X) else [X.shape[0]])])
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        inside = rows[(rows >= begin) & (rows < end)]
+        if not len(inside):
+            continue
+        chunk = X.blocks[number].compute(scheduler="synchronous") if is_lazy(X) else X
+        for first in range(0, len(inside), cells):
+            part = inside[first : first + cells]
+            yield part, as_csr(chunk[part - begin])

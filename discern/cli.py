@@ -256,12 +256,14 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
     _start_tensorflow()
     from discern import evaluation
     from discern.estimators.run_exp import DISCERNRunner
+    from discern.results import EvaluationResult, summary
 
     kwargs = {"reference": reference, "sources": source, "label": label}
     results = DISCERNRunner(debug=_debug())(func=evaluation.evaluate, parameters=loaded, kwargs=kwargs)
     for name, paths in results.items():
         if not isinstance(paths, Exception):
-            click.echo(f"{name}:\n{evaluation.summary(json.loads((paths[0].parent / 'evaluation.json').read_text()))}")
+            figures = json.loads((paths[0].parent / "evaluation.json").read_text())
+            click.echo(f"{name}:\n{summary(EvaluationResult.from_json(figures))}")
     return _close(results, "open report.html in a browser")
 
 

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from discern.agreement import GroupStatistics, agreement
+from discern.components import PrincipalComponents
 from discern.datasets import lung_cell_lines
 from discern.figures import plot_means, plot_umaps, umap_coordinates
 
@@ -56,8 +55,9 @@ def run_demo(output: Path) -> str:
     """
     from discern.config import load_parameters
     from discern.estimators.run_exp import DISCERNRunner, run_projection, run_train
-    from discern.evaluation import evaluate, summary
+    from discern.evaluation import evaluate
     from discern.experiments import process
+    from discern.results import EvaluationResult, summary
 
     file = write_demo_inputs(output)
     parameters = load_parameters(file)
@@ -70,8 +70,8 @@ def run_demo(output: Path) -> str:
     metadata = {"metadata": [("batch", REFERENCE)], "infile": None, "all_batches": False, "store_sigmas": False}
     runner(run_projection, parameters, metadata)
     report, figures_file, *_ = evaluate(parameters.folder(name), REFERENCE, [SOURCE], "celltype")
-    figures = json.loads(figures_file.read_text())
-    return f"{compare(parameters.folder(name), output)}\n\n{summary(figures)}\nreport: {report}"
+    result = EvaluationResult.from_json(json.loads(figures_file.read_text()))
+    return f"{compare(parameters.folder(name), output)}\n\n{summary(result)}\nreport: {report}"
 
 
 def compare(experiment: Path, output: Path) -> str:
@@ -112,17 +112,14 @@ def compare(experiment: Path, output: Path) -> str:
         for group, line in enumerate(real.groups)
     }
     plot_means(pairs, output / "means.png", ("Drop-seq, mean log expression", "CEL-seq2, mean log expression"))
+    space = PrincipalComponents.of(before)
     coordinates = {
-        "before": umap_coordinates(_components(before.X, before)),
-        "after: all cells as CEL-seq2": umap_coordinates(_components(after.X, before)),
+        "before": umap_coordinates(space.project(before.X)),
+        "after: all cells as CEL-seq2": umap_coordinates(space.project(after.X)),
     }
     plot_umaps(coordinates, before.obs.rename(columns={"celltype": "line"}), output / "umap.png", ["batch", "line"])
     text.append(f"pictures: {output / 'umap.png'}, {output / 'means.png'}")
     return "\n".join(text)
-
-
-def _components(values: np.ndarray, data: anndata.AnnData) -> np.ndarray:
-    return np.asarray(values @ np.asarray(data.varm["PCs"]))
 
 
 def _read(path: Path) -> anndata.AnnData:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from discern import progress
-from discern.comparison import FIGURES, SHORT, Comparison, measure
 from discern.errors import MissingFileError, UnknownNameError
 from discern.files import replacing
+from discern.measurement import measure
 from discern.neighbours import NEIGHBOURS, reference_distance, training_cells
 from discern.projection import CheckMetaData
+from discern.selection import Comparison
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import anndata
-
-__all__ = ["add_distance", "add_evaluation", "evaluate", "summary"]
 
 
 def evaluate(
@@ -53,13 +52,14 @@ def evaluate(
     data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
     comparison = Comparison.choose(data.obs, reference, sources, label)
     model.restore_model(exp_folder / "job")
-    evaluation = measure(model, data, comparison)
-    evaluation.figures = {"experiment": exp_folder.name} | evaluation.figures
+    evaluation = measure(model, data, comparison, exp_folder.name)
     with progress.phase("writing the report"), replacing(exp_folder / "evaluation") as folder:
         folder.mkdir()
-        evaluation.cells.to_csv(folder / "cells.csv")
-        evaluation.genes.to_csv(folder / "genes.csv")
-        (folder / "evaluation.json").write_text(json.dumps(evaluation.figures, indent=2, allow_nan=False) + "\n")
+        evaluation.cell_table.to_csv(folder / "cells.csv")
+        evaluation.gene_table.to_csv(folder / "genes.csv")
+        (folder / "evaluation.json").write_text(
+            json.dumps(evaluation.result.to_json(), indent=2, allow_nan=False) + "\n"
+        )
         (folder / "report.html").write_text(render(evaluation), encoding="utf-8")
     names = ("report.html", "evaluation.json", "cells.csv", "genes.csv")
     return [exp_folder / "evaluation" / name for name in names]
@@ -112,31 +112,3 @@ def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
         table = pd.read_csv(folder / file, index_col=0, dtype={0: str}, keep_default_na=False, na_values=[""])
         for column in table.columns.difference(["batch", "split"], sort=False):
             target[column] = table[column].reindex(target.index).to_numpy()
-
-
-def summary(figures: Mapping[str, Any]) -> str:
-    """Return the figures of `evaluation.json` as a table for the terminal.
-
-    Example:
-        >>> figures = {"reference": {"batch": "b", "split": "test", "held_out_cells": 9},
-        ...            "sources": {"a": {"cells": 5, "methods": {"measured": {"mean_r": 0.5}, "X": {"mean_r": None}}}}}
-        >>> print(summary(figures))
-        5 cells of a as b, against 9 test cells of b
-                                  floor                 X
-        r of means                0.500                 -
-    """
-    reference = figures["reference"]
-    lines = []
-    for source, found in figures["sources"].items():
-        methods = found["methods"]
-        lines.append(
-            f"{found['cells']} cells of {source} as {reference['batch']}, against {reference['held_out_cells']} "
-            f"{reference['split']} cells of {reference['batch']}"
-        )
-        lines.append(" " * 16 + "".join(f"{SHORT[method]:>18}" for method in methods))
-        for name, words in FIGURES.items():
-            values = [methods[method].get(name) for method in methods if name in methods[method]]
-            if values:
-                texts = ("-" if value is None else f"{value:.3f}" for value in values)
-                lines.append(f"{words:16}" + "".join(f"{text:>18}" for text in texts))
-    return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray import tune
 
+from discern.components import PrincipalComponents
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, UserError
 from discern.functions import number_of_epochs
@@ -19,7 +20,7 @@ from discern.mmd import auc, mmd_loss
 from discern.search_space import with_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from discern.estimators.batch_integration import DISCERN
     from discern.io import DISCERNData
@@ -183,9 +184,9 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
         raise InvalidInputError(
             "expected a batch with at least two cells in obs 'for_mmd': raise input_ds.split.valid_cells or mmd_cells"
         )
-    in_components = _components(data)
+    space = PrincipalComponents.of(data)
     cells = sparse.vstack([block for _, block in iter_blocks(data.X[chosen], _CELLS)], format="csr")
-    real = np.concatenate([in_components(block.toarray()) for _, block in iter_blocks(cells, _CELLS)])
+    real = np.concatenate([space.project(block) for _, block in iter_blocks(cells, _CELLS)])
     latent, _ = discern.generate_latent_codes(cells, np_one_hot(batch.array), _CELLS)
     generator = np.random.default_rng(0)
     sigma = float(data.config["mmd_kernel"]["all"])
@@ -196,7 +197,7 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
         for begin in range(0, len(latent), _CELLS):
             codes = latent[begin : begin + _CELLS]
             counts, dropouts = discern.generate_cells_from_latent(codes, np.repeat(label, len(codes), 0), _CELLS)
-            decoded.append(in_components(sample_counts(counts, dropouts, seed=generator)))
+            decoded.append(space.project(sample_counts(counts, dropouts, seed=generator)))
         projected, own = np.concatenate(decoded), (batch == target).to_numpy()
         if not np.isfinite(projected).all():
             return dict.fromkeys(CELL_METRICS, math.inf)
@@ -205,14 +206,6 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
         found["mmd_autoencoded"].append(mmd_loss(projected[own], real[own], sigma))
         found["auc_autoencoded"].append(auc(projected[own], real[own]))
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def _components(data: DISCERNData) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map from log-normalised expression to the principal components of the `pca_genes`."""
-    loadings = np.asarray(data.varm["PCs"], dtype=np.float64)
-    genes = np.flatnonzero(loadings.any(axis=1))
-    mean, std = (data.var[f"{name}_scaling"].to_numpy(dtype=np.float64)[genes] for name in ("mean", "var"))
-    return lambda cells: ((cells[:, genes] - mean) / std) @ loadings[genes]
 
 
 def _training_callback(limits: Mapping[str, Any]) -> Any:

@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from discern import comparison, report
-from discern.comparison import METHODS, Comparison, cell_blocks, measure
+from discern import measurement, report
+from discern.blocks import cell_blocks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
-from discern.evaluation import add_distance, add_evaluation, evaluate, summary
+from discern.evaluation import add_distance, add_evaluation, evaluate
+from discern.measurement import measure
 from discern.mmd import mmd_loss
 from discern.neighbours import reference_distance
+from discern.results import METHODS, EvaluationResult, summary
+from discern.selection import Comparison
 from tests.test_agreement import plain_figures
 
 FIGURES = ("mean_r", "mean_rmse", "detection_r", "difference_r", "t_rho", "top200")
@@ -74,7 +77,7 @@ def made_up(batches, types, n_genes=300, cells=60, splits=("train", "train", "va
 @pytest.fixture(autouse=True)
 def without_slow_parts(monkeypatch):
     monkeypatch.setattr(report, "umap_coordinates", lambda values: np.asarray(values)[:, :2])
-    monkeypatch.setattr(comparison, "auc", lambda ours, real: 0.5 + 0.5 * (ours.mean() > real.mean()))
+    monkeypatch.setattr(measurement, "auc", lambda ours, real: 0.5 + 0.5 * (ours.mean() > real.mean()))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def test_columns_of_genes_and_cells(experiment, reconstructed):
 def test_gene_errors_are_those_of_auto_encoded_held_out_cells():
     data = made_up(["a", "b"], ["x", "y"])
     model = LinearModel(data.n_vars, ["a", "b"])
-    genes = measure(model, data, Comparison.choose(data.obs, "b", [], None)).genes
+    genes = measure(model, data, Comparison.choose(data.obs, "b", [], None)).gene_table
 
     held_out = (data.obs["split"] == "valid").to_numpy()
     own = pd.get_dummies(data.obs["batch"]).to_numpy(np.float32)
@@ -198,9 +201,9 @@ def test_cells_on_disk_give_the_same_figures():
     data.X = array.from_array(data.X, chunks=(50, -1), asarray=False)
     lazy = measure(model, data, chosen)
 
-    assert lazy.figures == in_memory.figures
-    pd.testing.assert_frame_equal(lazy.genes, in_memory.genes)
-    assert list(lazy.figures["sources"]) == ["a", "b"]
+    assert lazy.result == in_memory.result
+    pd.testing.assert_frame_equal(lazy.gene_table, in_memory.gene_table)
+    assert list(lazy.result.sources) == ["a", "b"]
 
 
 def test_no_matrix_of_all_cells_is_made_dense(monkeypatch):
@@ -226,7 +229,7 @@ def test_types_that_only_one_batch_has_are_left_out_but_their_distance_is_told()
     labels = data.obs["celltype"].astype(str)
     data = DISCERNData(data[((data.obs["batch"] != "b") | (labels != "z")).to_numpy()].copy(), batch_size=4)
     result = measure(LinearModel(data.n_vars, ["a", "b"]), data, Comparison.choose(data.obs, "b", [], None))
-    found = result.figures
+    found = result.result.to_json()
 
     assert found["sources"]["a"]["shared_types"] == ["x", "y"]
     assert found["sources"]["a"]["other_types"] == ["z"]
@@ -241,13 +244,13 @@ def test_without_labels_all_cells_are_one_type():
     data.obs = data.obs.drop(columns="celltype")
     result = measure(LinearModel(data.n_vars, ["a", "b"]), data, Comparison.choose(data.obs, "b", ["a"], None))
 
-    found = result.figures["sources"]["a"]
-    assert result.figures["label"] is None
+    found = result.result.to_json()["sources"]["a"]
+    assert result.result.label is None
     assert found["methods"]["X"]["difference_r"] is None
     assert found["methods"]["X"]["mmd"] is not None
     assert 0 < found["neighbours_kept"]["expected"] < found["neighbours_kept"]["latent"] <= 1
     assert "No cell types are known" in report.render(result)
-    assert "r of differences                 -" in summary(result.figures)
+    assert "r of differences                 -" in summary(result.result)
 
 
 def test_test_cells_come_before_validation_cells():
@@ -340,7 +343,7 @@ def test_add_evaluation_goes_by_name(tmp_path):
 
 
 def test_summary_fits_a_terminal_and_aligns_its_columns(figures):
-    first, header, *rows = summary(figures).splitlines()
+    first, header, *rows = summary(EvaluationResult.from_json(figures)).splitlines()
 
     assert first == "110 cells of dropseq as celseq2, against 22 valid cells of celseq2"
     assert header.split() == ["floor", "X", "estimated_counts", "ceiling"]
@@ -348,6 +351,10 @@ def test_summary_fits_a_terminal_and_aligns_its_columns(figures):
     assert {len(row) for row in rows} == {len(header)}
     assert len(header) <= 90
     assert rows[-1].split()[:2] == ["AUC", "1.000"]
+
+
+def test_figures_survive_the_file(figures):
+    assert EvaluationResult.from_json(figures).to_json() == figures
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from discern import comparison, report
-from discern.comparison import Comparison, measure
+from discern import measurement, report
+from discern.measurement import measure
+from discern.selection import Comparison
 from tests.test_evaluation import ODD, LinearModel, made_up
 
 VOID = {"meta", "img", "link", "br", "hr"}
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 def found():
     data = made_up(ODD, ["T <b>cells</b>", "B & C", "$x^2$"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "auc", lambda ours, real: 0.75)
+        patch.setattr(measurement, "auc", lambda ours, real: 0.75)
         chosen = Comparison.choose(data.obs, ODD[2], ODD[:2], "celltype")
         return measure(LinearModel(data.n_vars, sorted(ODD)), data, chosen)
 
@@ -89,9 +90,9 @@ def test_names_from_files_are_shown_not_interpreted(page):
 def test_the_tables_show_the_figures(found, page):
     text = Page(page).text
 
-    for source in found.figures["sources"].values():
-        for values in source["methods"].values():
-            assert f"{values['mean_r']:.3f}" in text
-            assert f"{values['auc']:.3f}" in text
+    for source in found.result.sources.values():
+        for values in source.methods.values():
+            assert f"{values.mean_r:.3f}" in text
+            assert f"{values.auc:.3f}" in text
     assert "its validation cells, the experiment having no test cells" in text
     assert "input_ds.split.test_cells" in text, "20 cells are few"
