@@ -1,4 +1,7 @@
-"""Processed cells on their way to the network (`DISCERNData`) and results on their way to files."""
+"""Processed cells on their way to the network (`DISCERNData`) and results on their way to files.
+
+TensorFlow is loaded where data sets are made.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,20 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from scipy import sparse
 
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import remove
 from discern.functions import cells_of_step, parse_mean_var
-from discern.tfrecords import (
-    SPLITS,
-    Batches,
-    TFRecordsWriter,
-    current_records,
-    parse_tfrecords,
-    serialise,
-    stream,
-    write_records,
-)
+from discern.tfrecords import SPLITS, TFRecordsWriter, current_records, parse_tfrecords, serialise, write_records
 from discern.writing import generate_h5ad, write_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Self
+
+    import tensorflow as tf
 
     from discern.blocks import Undo
 
@@ -84,7 +80,8 @@ class DISCERNData(ad.AnnData):
 
     X is sparse (CSR, or a dask array of CSR blocks when it does not fit into memory), float32 and log-normalised:
     log1p of the counts scaled to the library size. The network works on standardised values, (x - mean) / std per gene;
-    `tfdata` standardises.
+    `tfdata` standardises. Parts of it (`data[cells]`) and copies are DISCERNData, too, and know all batches of the
+    experiment: `obs["batch"]` keeps its categories.
 
     Args:
         adata: the result of `WAERecipe`, or what the original program stored (dense and standardised; converted).
@@ -99,29 +96,60 @@ class DISCERNData(ad.AnnData):
         UnknownNameError: if `adata` was not processed, i.e. has no `uns["DISCERN"]`.
     """
 
-    def __init__(self, adata: ad.AnnData, batch_size: int, cachefile: str | Path = "", seed: int = 0):
+    def __init__(self, adata: ad.AnnData, batch_size: int, cachefile: str | Path | None = "", seed: int = 0):
         if "DISCERN" not in adata.uns:
             raise UnknownNameError(
                 "expected processed cells, these have no uns['DISCERN']; run `discern process` on them"
             )
         super().__init__(_log_normalised(adata))
         self._order_batches()
+        self._prepare(batch_size, cachefile, seed)
+        self.batch_size = batch_size
+
+    @classmethod
+    def in_progress(cls, adata: ad.AnnData, batch_size: int) -> Self:
+        """Return raw or half processed cells of a recipe, as they are; `adata` is not to be used any more.
+
+        Args:
+            adata: the cells, with `uns["DISCERN"]["batch_key"]`.
+            batch_size: cells per minibatch once they are processed; if there are fewer validation cells, of as many.
+        """
+        data = cls.__new__(cls)
+        ad.AnnData.__init__(data, adata)
+        data._prepare(batch_size, "", 0)
+        return data
+
+    def _prepare(self, batch_size: int, cachefile: str | Path | None, seed: int) -> None:
+        self._batch_size = batch_size
         self._cachefile = Path(cachefile) if cachefile else None
+        self._temporary: Path | None = None
         self._tfrecords: Path | None = None
         self._seed = seed
-        self.batch_size = batch_size
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return some of the cells (and genes), as a view."""
+        with ad.settings.override(remove_unused_categories=False):  # the batch's are the labels of the network
+            return self._of_same_kind(super().__getitem__(index))
+
+    def copy(self, filename: str | Path | None = None) -> Self:
+        """Return a copy in memory, or of data on disk, in another file."""
+        return self._of_same_kind(super().copy(filename))
+
+    def _of_same_kind(self, adata: ad.AnnData) -> Self:
+        adata.__class__ = type(self)
+        result: Self = adata  # type: ignore[assignment]
+        result._prepare(self._batch_size, self._cachefile, self._seed)
+        result._tfrecords = self._tfrecords
+        return result
 
     def _order_batches(self) -> None:
         """Give `batch` the categories of the whole experiment: a subset of cells may have lost some."""
-        key = self.config["batch_key"]
-        names = [key[code] for code in sorted(key, key=int)]
-        unknown = sorted(set(self.obs["batch"].astype(str)) - set(names))
-        if unknown:
-            raise InvalidInputError(f"expected cells of the batches {names}, got also {unknown}")
-        self.obs["batch"] = pd.Categorical(self.obs["batch"].astype(str), categories=names)
+        self.obs["batch"] = _labels(self)
 
     @classmethod
-    def read_h5ad(cls, filename: str | Path, batch_size: int, cachefile: str | Path = "") -> DISCERNData:  # type: ignore[override]
+    def read_h5ad(  # type: ignore[override]
+        cls, filename: str | Path, batch_size: int, cachefile: str | Path | None = ""
+    ) -> DISCERNData:
         """Read processed cells from an `.h5ad` file or a `.zarr` folder.
 
         Raises:
@@ -132,7 +160,7 @@ class DISCERNData(ad.AnnData):
         return cls(read_cells(Path(filename), undo=_undo_standardising), batch_size=batch_size, cachefile=cachefile)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, batch_size: int, cachefile: str | Path = "") -> DISCERNData:
+    def from_folder(cls, folder: str | Path, batch_size: int, cachefile: str | Path | None = "") -> DISCERNData:
         """Read the processed cells of an experiment.
 
         Args:
@@ -157,15 +185,15 @@ class DISCERNData(ad.AnnData):
 
     @property
     def batch_size(self) -> int:
-        """Cells per batch."""
-        return self._batch_size
+        """Cells per minibatch: never more than there are validation cells, see `DISCERNData`."""
+        return cells_of_step(self.obs, self._batch_size)
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._batch_size = cells_of_step(self.obs, value)
-        if self._batch_size < value and (self.obs["split"] == "valid").any():
+        self._batch_size = value
+        if self.batch_size < value and (self.obs["split"] == "valid").any():
             warnings.warn(
-                f"batch_size {value} is more than the {self._batch_size} validation cells: using {self._batch_size}",
+                f"batch_size {value} is more than the {self.batch_size} validation cells: using {self.batch_size}",
                 stacklevel=3,
             )
 
@@ -198,6 +226,8 @@ class DISCERNData(ad.AnnData):
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
+        from discern.minibatches import Batches, from_memory, stream
+
         n_labels = len(self.obs["batch"].cat.categories)
         makers = {
             "training": Batches(*self.scaling, n_labels, thin_counts),
@@ -213,15 +243,10 @@ class DISCERNData(ad.AnnData):
             )
         else:
             codes = self.obs["batch"].cat.codes.to_numpy(dtype=np.int32)
+            X = sparse.csr_matrix(self.X)
             train, valid = (
-                _from_memory(
-                    self.X,
-                    codes,
-                    np.flatnonzero(self.obs["split"] == SPLITS[split]),
-                    self.batch_size,
-                    make,
-                    seeds[split],
-                    drop_remainder=True,
+                from_memory(
+                    X, codes, np.flatnonzero(self.obs["split"] == SPLITS[split]), self.batch_size, make, seeds[split]
                 )
                 for split, make in makers.items()
             )
@@ -231,10 +256,10 @@ class DISCERNData(ad.AnnData):
         """Return the record files of these cells, which are written first if there are none yet."""
         if self._tfrecords is not None and (files := current_records(self._tfrecords, self)):
             return files
-        if self._cachefile is None:
-            self._cachefile = Path(tempfile.mkdtemp(prefix="discern-"))
-            weakref.finalize(self, remove, self._cachefile)
-        folder = self._cachefile / "TF_records"
+        if self._cachefile is None and self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="discern-"))
+            weakref.finalize(self, remove, self._temporary)
+        folder = (self._cachefile or self._temporary or Path()) / "TF_records"
         if not (files := current_records(folder, self)):
             _LOGGER.info("These cells do not fit into memory and have no record files to stream: writing %s", folder)
             write_records(self, folder, seed=self._seed)
@@ -244,60 +269,64 @@ class DISCERNData(ad.AnnData):
         return files
 
 
-def _from_memory(
-    X: sparse.csr_matrix,
-    codes: np.ndarray,
-    cells: np.ndarray,
-    batch_size: int,
-    batches: Batches,
-    seed: int | None,
-    drop_remainder: bool,
-) -> tf.data.Dataset:
-    """Return the batches of some cells of a matrix in memory; with a seed, in another order each epoch."""
-
-    def gather(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = X[numbers]
-        return np.diff(rows.indptr).astype(np.int32), rows.indices.astype(np.int32), rows.data, codes[numbers]
-
-    def batch(numbers: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
-        parts = tf.numpy_function(gather, [numbers], [tf.int32, tf.int32, tf.float32, tf.int32])
-        for part, length in zip(parts, (numbers.shape[0], None, None, numbers.shape[0]), strict=True):
-            part.set_shape((length,))
-        lengths, genes, values, labels = parts
-        return batches(lengths, genes, values, labels, draw)
-
-    dataset = tf.data.Dataset.from_tensor_slices(cells)
-    if seed is not None and len(cells):
-        dataset = dataset.shuffle(len(cells), seed=seed)
-    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-    return batches.map(dataset, batch, seed)
-
-
-def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> tf.data.Dataset:
-    """Return processed cells one by one, in their order.
+def make_dataset_from_anndata(
+    adata: ad.AnnData, for_tfrecord: bool = False
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Return the training and the validation cells one by one, in their order.
 
     Args:
-        adata: the cells, X sparse and log-normalised, obs `batch` categorical.
+        adata: processed cells, with obs `batch` and `split`; log-normalised, or as the original stored them.
         for_tfrecord: whether to give what `TFRecordsWriter.write_dataset` writes.
 
     Returns:
-        Elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell each,
-        standardised as `uns["fixed_scaling"]` says; or serialised cells.
+        For each split, elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell
+        each: float32, standardised as `uns["fixed_scaling"]` says. For records, elements `{"record", "mean", "std"}`.
+
+    Raises:
+        UnknownNameError: if obs lacks the column `batch` or `split`.
     """
-    codes = adata.obs["batch"].cat.codes.to_numpy(dtype=np.int32)
-    if for_tfrecord:
+    import tensorflow as tf
+
+    from discern.minibatches import Batches
+
+    for column in ("batch", "split"):
+        if column not in adata.obs:
+            raise UnknownNameError(f"expected an obs column {column!r}, there are {list(adata.obs)}")
+    cells = adata if isinstance(adata, DISCERNData) else _log_normalised(adata)
+    labels = _labels(cells)
+    split = cells.obs["split"].to_numpy(dtype=str)
+    mean, std = parse_mean_var(cells.var, cells.uns.get("fixed_scaling"))
+
+    def dataset(part: str) -> tf.data.Dataset:
+        chosen = split == part
 
         def records() -> Iterator[bytes]:
-            for rows, block in iter_blocks(adata.X):
-                yield from serialise(block, codes[rows])
+            for rows, block in iter_blocks(cells.X):
+                yield from serialise(block[chosen[rows]], labels.codes[rows][chosen[rows]])
 
-        dataset = tf.data.Dataset.from_generator(records, output_signature=tf.TensorSpec((), tf.string))
-        return dataset.apply(tf.data.experimental.assert_cardinality(adata.n_obs))
-    scaling = parse_mean_var(adata.var, adata.uns.get("fixed_scaling"))
-    batches = Batches(*scaling, n_labels=len(adata.obs["batch"].cat.categories))
-    X = adata.X if sparse.issparse(adata.X) else as_csr(adata.X)
-    cells = np.arange(adata.n_obs)
-    return _from_memory(X.tocsr(), codes, cells, 64, batches, seed=None, drop_remainder=False).unbatch()
+        found = tf.data.Dataset.from_generator(records, output_signature=tf.TensorSpec((), tf.string))
+        return found.apply(tf.data.experimental.assert_cardinality(int(chosen.sum())))
+
+    datasets = [dataset(part) for part in SPLITS.values()]
+    if for_tfrecord:
+        train, valid = (found.map(lambda record: {"record": record, "mean": mean, "std": std}) for found in datasets)
+    else:
+        parse = Batches(mean, std, len(labels.categories)).parse
+        train, valid = (found.batch(64).map(parse).unbatch() for found in datasets)
+    return train, valid
+
+
+def _labels(adata: ad.AnnData) -> pd.Categorical:
+    """Return the batch of each cell; the categories are the batches of the experiment in their order, if they are known."""
+    batch = adata.obs["batch"]
+    if "DISCERN" not in adata.uns:
+        return pd.Categorical(batch)
+    key = adata.uns["DISCERN"]["batch_key"]
+    names = [key[code] for code in sorted(key, key=int)]
+    unknown = sorted(set(batch.astype(str)) - set(names))
+    if unknown:
+        raise InvalidInputError(f"expected cells of the batches {names}, got also {unknown}")
+    return pd.Categorical(batch.astype(str), categories=names)
 
 
 def _undo_standardising(adata: ad.AnnData) -> Undo | None:
@@ -319,6 +348,11 @@ def _undo_standardising(adata: ad.AnnData) -> Undo | None:
     return undo
 
 
+def _is_raw(adata: ad.AnnData) -> bool:
+    """Whether cells are in the hands of a recipe that has not come to their logarithm."""
+    return isinstance(adata, DISCERNData) and "DISCERN_format" not in adata.uns
+
+
 def _log_normalised(adata: ad.AnnData) -> ad.AnnData:
     """Return a shallow copy with X sparse, float32 and log-normalised."""
     if adata.is_view:
@@ -335,7 +369,7 @@ def _log_normalised(adata: ad.AnnData) -> ad.AnnData:
         X=X,
         obs=adata.obs.copy(),
         var=adata.var.copy(),
-        uns={**adata.uns, "DISCERN_format": dict(FORMAT)},
+        uns={**adata.uns, **({} if _is_raw(adata) else {"DISCERN_format": dict(FORMAT)})},
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
         layers=dict(adata.layers),

@@ -1,35 +1,45 @@
 """Cells as TFRecords, to stream training cells that do not fit into memory.
 
-A folder holds shards `training-00000-of-00008.tfrecords`, `validate-...` and `meta.json`. A record is one cell: the
-number of its batch (int32), the numbers of the genes that it has (uint16, or int32 if there are more than 65536 genes)
-and their log-normalised values (float32), little-endian one after the other. Cells are dealt out to the shards at
-random, so every shard is a random sample of all cells, and each is shuffled when it is read.
+A folder holds shards `training-00000-of-00008.tfrecords`, `validate-...`, `meta.json` and `scaling.npz`: the mean and
+standard deviation of each gene, with which the network wants the values standardised. A record is one cell: the number
+of its batch (int32), the numbers of the genes that it has (uint16, or int32 if there are more than 65536 genes) and
+their log-normalised values (float32), little-endian one after the other. Cells are dealt out to the shards at random,
+so every shard is a random sample of all cells, and each is shuffled when it is read.
 
 The original program's files (`training.tfrecords_v2`, gzipped; a record is the standardised values of all genes, the
 one-hot batch and a 1, all float32) can be read by `parse_tfrecords`.
+
+Writing needs no TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gzip
 import hashlib
+import itertools
 import json
 import logging
+import struct
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
-import tensorflow as tf
 
 from discern.blocks import in_gene_order, track_blocks
-from discern.errors import InvalidInputError
+from discern.errors import InvalidInputError, MissingFileError
 from discern.files import replacing
-from discern.functions import prepare_train_valid
+from discern.functions import parse_mean_var, prepare_train_valid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import BinaryIO, Self
 
     import anndata as ad
+    import tensorflow as tf
     from scipy import sparse
 
 _LOGGER = logging.getLogger(__name__)
@@ -38,13 +48,16 @@ FORMAT_VERSION = 2
 SPLITS = {"training": "train", "validate": "valid"}
 """Name of the files -> value of obs `split`."""
 
-_CELLS_PER_SHARD = 4096
+CELLS_PER_SHARD = 4096
 _MOST_SHARDS = 256
-_SHUFFLED = 10_000
+_FILES_OF = {**{split: split for split in SPLITS}, **{value: split for split, value in SPLITS.items()}}
 _ORIGINAL = ".tfrecords_v2"
+_META = "meta.json"
+_SCALING = "scaling.npz"
 
 
-def _gene_dtype(n_genes: int) -> np.dtype:
+def gene_dtype(n_genes: int) -> np.dtype:
+    """Return the type of the numbers of genes in a record."""
     return np.dtype("<u2" if n_genes <= 2**16 else "<i4")
 
 
@@ -56,7 +69,7 @@ def serialise(block: sparse.csr_matrix, codes: np.ndarray) -> Iterator[bytes]:
         codes: number of the batch of each cell, (n_cells,).
     """
     block = in_gene_order(block)
-    dtype = _gene_dtype(block.shape[1])
+    dtype = gene_dtype(block.shape[1])
     genes = memoryview(block.indices.astype(dtype).tobytes())
     values = memoryview(block.data.astype("<f4", copy=False).tobytes())
     labels = memoryview(np.asarray(codes, dtype="<i4").tobytes())
@@ -83,64 +96,126 @@ def fingerprint(adata: ad.AnnData) -> str:
 
 
 class TFRecordsWriter:
-    """Writes the shards of a folder.
+    """Writes the shards of a folder; a context manager.
 
     Args:
         out_dir: the folder; it is made if need be.
         seed: of the dealing out of cells to shards.
         stamp: what else to write to `meta.json`, e.g. the fingerprint of the cells.
+        scaling: mean and standard deviation of each gene, float32 (n_genes,); by default what the data sets hold.
+
+    Attributes:
+        out_dir: the folder.
+
+    Example:
+        >>> import tempfile
+        >>> with TFRecordsWriter(tempfile.mkdtemp()) as writer:
+        ...     writer.write_dataset([b"cell"], "train")
+        >>> [path.name for path in sorted(Path(writer.out_dir).iterdir())]
+        ['meta.json', 'training-00000-of-00001.tfrecords']
     """
 
-    def __init__(self, out_dir: str | Path, seed: int = 0, stamp: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        out_dir: str | Path,
+        seed: int = 0,
+        stamp: dict[str, Any] | None = None,
+        scaling: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        self.out_dir = str(out_dir)
         self._folder = Path(out_dir)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._random = np.random.default_rng(seed)
         self._meta: dict[str, Any] = {"format_version": FORMAT_VERSION, **(stamp or {}), "counts": {}}
+        self._scaling = scaling
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: each split is complete when it has been written."""
 
     def write_dataset(self, dataset: tf.data.Dataset | Sequence[bytes], split: str) -> None:
-        """Write all cells of one split.
+        """Write all cells of one split, in place of those that the folder has of it.
 
         Args:
-            dataset: serialised cells, from `make_dataset_from_anndata(adata, for_tfrecord=True)`.
-            split: "training" or "validate".
+            dataset: cells from `make_dataset_from_anndata(adata, for_tfrecord=True)`, or serialised cells.
+            split: "train" or "valid" (also under the names of the files, "training" and "validate").
+
+        Raises:
+            InvalidInputError: if it is another split, or the data set was made for something else.
         """
-        records = dataset.as_numpy_iterator() if isinstance(dataset, tf.data.Dataset) else dataset
-        with self.shards(split, len(dataset)) as write:
+        if split not in _FILES_OF:
+            raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
+        if not hasattr(dataset, "element_spec"):
+            records, number = iter(dataset), len(dataset)
+        else:
+            records, number = self._records_of(dataset), int(dataset.cardinality())
+            if number < 0:  # unknown
+                number = sum(1 for _ in self._records_of(dataset))
+        with self.shards(split, number) as write:
             for record in records:
                 write(record)
+
+    def _records_of(self, dataset: tf.data.Dataset) -> Iterator[bytes]:
+        if not isinstance(dataset.element_spec, dict) or "record" not in dataset.element_spec:
+            raise InvalidInputError(
+                "expected cells made for records: write what make_dataset_from_anndata(adata, for_tfrecord=True) gives"
+            )
+        for element in dataset.as_numpy_iterator():
+            scaling = element["mean"], element["std"]
+            if self._scaling is None:
+                self._scaling = scaling
+            elif not all(map(np.array_equal, self._scaling, scaling)):
+                raise InvalidInputError(f"{self.out_dir}: expected cells that are all standardised in the same way")
+            yield element["record"]
 
     @contextlib.contextmanager
     def shards(self, split: str, n_cells: int) -> Iterator[Callable[[bytes], None]]:
         """Open the shards of one split; yields a function that writes the next record.
 
         Args:
-            split: "training" or "validate".
+            split: see `write_dataset`.
             n_cells: how many records will be written.
 
         Raises:
             InvalidInputError: if it is another split, or at the end, if the number of records was another.
         """
-        if split not in SPLITS:
-            raise InvalidInputError(f"expected the split {' or '.join(map(repr, SPLITS))}, got {split!r}")
-        number = min(_MOST_SHARDS, max(1, -(-n_cells // _CELLS_PER_SHARD)))
+        split = _FILES_OF[split]
+        number = min(_MOST_SHARDS, max(1, -(-n_cells // CELLS_PER_SHARD)))
         shard_of = self._random.integers(number, size=n_cells)
         written = 0
+        names = [self._folder / f"{split}-{shard:05d}-of-{number:05d}.tfrecords" for shard in range(number)]
         with contextlib.ExitStack() as stack:
-            names = [self._folder / f"{split}-{shard:05d}-of-{number:05d}.tfrecords" for shard in range(number)]
-            files = [stack.enter_context(tf.io.TFRecordWriter(str(name))) for name in names]
+            files = [stack.enter_context(name.open("wb")) for name in names]
 
             def write(record: bytes) -> None:
                 nonlocal written
                 if written == n_cells:
                     raise InvalidInputError(f"{split}: expected {n_cells} cells, got more")
-                files[shard_of[written]].write(record)
+                _write_record(files[shard_of[written]], record)
                 written += 1
 
             yield write
         if written != n_cells:
             raise InvalidInputError(f"{split}: expected {n_cells} cells, got {written}")
+        for former in set(self._folder.glob(f"{split}-*-of-*.tfrecords")) - set(names):
+            former.unlink()
+        if self._scaling is not None:
+            np.savez(self._folder / _SCALING, mean=self._scaling[0], std=self._scaling[1])
         self._meta["counts"][split] = n_cells
-        (self._folder / "meta.json").write_text(json.dumps(self._meta, indent=2) + "\n")
+        (self._folder / _META).write_text(json.dumps(self._meta, indent=2) + "\n")
+
+
+def _write_record(file: BinaryIO, record: bytes) -> None:
+    """Write one record in the format that TensorFlow reads: length, checksum, record, checksum."""
+    length = struct.pack("<Q", len(record))
+    file.write(b"".join((length, _checksum(length), record, _checksum(record))))
+
+
+def _checksum(content: bytes) -> bytes:
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
@@ -159,9 +234,9 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
         "batches": list(adata.obs["batch"].cat.categories),
     }
     with replacing(folder) as partial, contextlib.ExitStack() as stack:
-        writer = TFRecordsWriter(partial, seed, stamp)
+        writer = TFRecordsWriter(partial, seed, stamp, parse_mean_var(adata.var, adata.uns.get("fixed_scaling")))
         write = {
-            part: stack.enter_context(writer.shards(name, int((split == part).sum()))) for name, part in SPLITS.items()
+            part: stack.enter_context(writer.shards(part, int((split == part).sum()))) for part in SPLITS.values()
         }
         for rows, block in track_blocks(adata.X, "writing records"):
             for part, record in zip(split[rows], serialise(block, codes[rows]), strict=True):
@@ -181,143 +256,14 @@ def current_records(folder: Path, adata: ad.AnnData) -> dict[str, list[Path]] | 
     if any(path.suffix == _ORIGINAL for path in folder.iterdir()):
         _LOGGER.info("%s: records of DISCERN 1, not used; the cells are taken from the h5ad file", folder)
         return None
-    try:
-        known = json.loads((folder / "meta.json").read_text())
-    except (FileNotFoundError, ValueError):
+    known = _meta_of(folder)
+    if not known:
         _LOGGER.warning("%s: no sound meta.json, the records are incomplete and not used", folder)
         return None
     if known.get("format_version") != FORMAT_VERSION or known.get("fingerprint") != fingerprint(adata):
         _LOGGER.warning("%s: the records are not of these cells and not used; run `discern process` again", folder)
         return None
     return dict(zip(SPLITS, prepare_train_valid(folder), strict=True))
-
-
-class Batches:
-    """Makes standardised dense batches of sparse log-normalised cells, in TensorFlow.
-
-    Args:
-        mean: of each gene, float32 (n_genes,).
-        std: standard deviation of each gene, float32 (n_genes,).
-        n_labels: number of batches that cells are of.
-        thin_counts: smallest share of the counts of a cell that its input keeps, see `thinned`; 1 for all of them.
-    """
-
-    def __init__(self, mean: np.ndarray, std: np.ndarray, n_labels: int, thin_counts: float = 1.0):
-        self.n_genes, self.n_labels, self.thin_counts = len(mean), n_labels, thin_counts
-        self._mean, self._std, self._zeros = mean, std, (0 - mean) / std
-
-    def map(self, dataset: tf.data.Dataset, function: Callable[..., Any], seed: int | None) -> tf.data.Dataset:
-        """Map a data set with `parse` or what else ends in a call of this; the same random numbers for a seed."""
-        if self.thin_counts < 1:
-            draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-            dataset = tf.data.Dataset.zip(dataset, draws)
-        return dataset.map(function, num_parallel_calls=2, deterministic=True).prefetch(2)
-
-    def __call__(
-        self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, codes: tf.Tensor, draw: tf.Tensor | None = None
-    ) -> Any:
-        """Return ({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts)).
-
-        Args:
-            lengths: how many genes each cell has, int32 (n_cells,).
-            genes: the numbers of these genes, cell after cell, int32.
-            values: their log-normalised values.
-            codes: number of the batch of each cell, int32 (n_cells,).
-            draw: random integer to thin the counts of `input_data` with; None to leave them.
-        """
-        counts = inputs = self._dense(lengths, genes, values)
-        if draw is not None:
-            inputs = self._dense(lengths, genes, thinned(lengths, values, self.thin_counts, draw))
-        label = tf.one_hot(codes, self.n_labels)
-        return {"input_data": inputs, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
-
-    def _dense(self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        n_cells = tf.shape(lengths)[0]
-        values = (values - tf.gather(self._mean, genes)) / tf.gather(self._std, genes)
-        positions = tf.repeat(tf.range(n_cells) * self.n_genes, lengths) + genes
-        dense = tf.tensor_scatter_nd_update(tf.tile(self._zeros, [n_cells]), positions[:, tf.newaxis], values)
-        return tf.reshape(dense, (lengths.shape[0] or -1, self.n_genes))
-
-    def parse(self, records: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
-        """Return the same for a batch of records."""
-        gene_bytes = _gene_dtype(self.n_genes).itemsize
-        lengths = (tf.strings.length(records) - 4) // (gene_bytes + 4)
-        genes = tf.strings.substr(records, tf.fill(tf.shape(lengths), 4), lengths * gene_bytes)
-        values = tf.strings.substr(records, 4 + lengths * gene_bytes, lengths * 4)
-        codes = tf.strings.substr(records, tf.zeros_like(lengths), tf.fill(tf.shape(lengths), 4))
-        return self(
-            lengths,
-            tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32),
-            _decoded(values, tf.float32),
-            tf.ensure_shape(_decoded(codes, tf.int32), records.shape),
-            draw,
-        )
-
-
-def thinned(lengths: tf.Tensor, values: tf.Tensor, smallest: float, draw: tf.Tensor) -> tf.Tensor:
-    """Return the cells as if they had been sequenced less deeply, each to a share of its own.
-
-    The counts come back from the log-normalised values: the smallest value of a cell is taken for a single count. Each
-    count is kept with a probability that is drawn for the cell; the cell is then scaled to the same total as before.
-
-    Args:
-        lengths: how many genes each cell has, int32 (n_cells,).
-        values: their log-normalised values, cell after cell.
-        smallest: probabilities are drawn between this and 1.
-        draw: random integer, int64; the same one gives the same result.
-
-    Returns:
-        Log-normalised values like `values`, some of them zero.
-
-    Example:
-        >>> cells = tf.math.log1p([10.0, 20.0, 70.0, 1.0, 1.0])
-        >>> few = tf.math.expm1(thinned(tf.constant([3, 2]), cells, 0.5, tf.constant(1, tf.int64)))
-        >>> round(float(tf.reduce_sum(few[:3])), 3) in (0.0, 100.0)
-        True
-    """
-    cell = tf.repeat(tf.range(tf.size(lengths)), lengths)
-    amounts = tf.math.expm1(values)
-
-    def of_cells(reduce: Callable[..., tf.Tensor], each: tf.Tensor) -> tf.Tensor:
-        return tf.gather(reduce(each, cell, tf.size(lengths)), cell)
-
-    single = of_cells(tf.math.unsorted_segment_min, tf.where(amounts > 0, amounts, np.inf))
-    counts = tf.round(amounts / single)
-    share = tf.random.stateless_uniform(tf.shape(lengths), (draw, 0), smallest, 1)
-    kept = tf.random.stateless_binomial(
-        tf.shape(counts), (draw, 1), counts, tf.gather(share, cell), output_dtype=tf.float32
-    )
-    total, left = (of_cells(tf.math.unsorted_segment_sum, each) for each in (amounts, kept))
-    return tf.math.log1p(tf.math.divide_no_nan(kept * total, left))
-
-
-def _decoded(pieces: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.io.decode_raw(tf.strings.reduce_join(pieces), dtype)
-
-
-def stream(files: Sequence[Path], n_cells: int, batch_size: int, batches: Batches, seed: int | None) -> tf.data.Dataset:
-    """Return the batches of some shards.
-
-    Args:
-        files: the shards.
-        n_cells: number of cells in all of them.
-        batch_size: cells per batch; an incomplete last batch is left out.
-        batches: makes the batches.
-        seed: shuffle with this seed, in another order each epoch; None: leave the order.
-    """
-    names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
-    if seed is None:
-        records = names.flat_map(tf.data.TFRecordDataset)
-    else:
-        records = (
-            names.shuffle(len(files), seed=seed)
-            .interleave(
-                lambda name: tf.data.TFRecordDataset(name).shuffle(2 * _CELLS_PER_SHARD, seed=seed), cycle_length=2
-            )
-            .shuffle(_SHUFFLED, seed=seed)
-        )
-    dataset = batches.map(records.batch(batch_size, drop_remainder=True), batches.parse, seed)
-    return dataset.apply(tf.data.experimental.assert_cardinality(n_cells // batch_size))
 
 
 def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: int) -> tf.data.Dataset:
@@ -329,18 +275,87 @@ def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: i
         n_labels: number of batches that cells are of.
 
     Returns:
-        Elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell each. The values
-        are as stored: log-normalised in our files, standardised in the original's.
+        Elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell each, all
+        float32; counts and `input_data` are the same values (genes_no,), standardised as the network wants them (as
+        they are, log-normalised, where the folder has no `scaling.npz`), the labels one-hot (n_labels,).
+
+    Raises:
+        MissingFileError: if a file is not there.
+        InvalidInputError: if there is none, or they hold another number of genes or batches.
     """
     files = [Path(tfr_files)] if isinstance(tfr_files, str | Path) else [Path(file) for file in tfr_files]
+    if not files:
+        raise InvalidInputError("expected record files, got none")
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"{file}: no such file")
+    datasets = [
+        (_original_cells if original else _cells)(list(group), genes_no, n_labels)
+        for (_, original), group in itertools.groupby(files, lambda file: (file.parent, file.suffix == _ORIGINAL))
+    ]
+    return functools.reduce(lambda first, second: first.concatenate(second), datasets)
+
+
+def _original_cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    size = n_genes + n_labels + 1
+    for file in files:
+        if (found := _first_record_bytes(file)) not in (None, 4 * size):
+            raise InvalidInputError(
+                f"{file}: expected records of {n_genes} genes and {n_labels} batches ({4 * size} bytes), got {found} bytes"
+            )
+
+    def split(record: tf.Tensor) -> Any:
+        values = tf.ensure_shape(tf.io.decode_raw(record, tf.float32), (size,))
+        counts, label = values[:n_genes], values[n_genes : n_genes + n_labels]
+        return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
+
+    return tf.data.TFRecordDataset([str(file) for file in files], compression_type="GZIP").map(split)
+
+
+def _first_record_bytes(file: Path) -> int | None:
+    try:
+        with gzip.open(file) as stream:
+            length = stream.read(8)
+    except (OSError, EOFError) as error:
+        raise InvalidInputError(f"{file}: cannot be read as gzipped records ({error})") from None
+    return struct.unpack("<Q", length)[0] if len(length) == 8 else None
+
+
+def _cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    from discern.minibatches import Batches
+
+    folder = files[0].parent
+    batches = _meta_of(folder).get("batches")
+    if isinstance(batches, list) and len(batches) > n_labels:
+        raise InvalidInputError(f"{folder}: its cells are of {len(batches)} batches, expected {n_labels}")
+    mean, std = _scaling_of(folder, n_genes)
     names = [str(file) for file in files]
-    if all(file.suffix == _ORIGINAL for file in files):
+    return tf.data.TFRecordDataset(names).batch(64).map(Batches(mean, std, n_labels).parse).unbatch()
 
-        def split(record: tf.Tensor) -> Any:
-            values = tf.ensure_shape(tf.io.decode_raw(record, tf.float32), (genes_no + n_labels + 1,))
-            counts, label = values[:genes_no], values[genes_no : genes_no + n_labels]
-            return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
 
-        return tf.data.TFRecordDataset(names, compression_type="GZIP").map(split)
-    batches = Batches(np.zeros(genes_no, dtype=np.float32), np.ones(genes_no, dtype=np.float32), n_labels)
-    return tf.data.TFRecordDataset(names).batch(64).map(batches.parse).unbatch()
+def _meta_of(folder: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads((folder / _META).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _scaling_of(folder: Path, n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each gene; 0 and 1 if the folder does not tell."""
+    file = folder / _SCALING
+    if not file.is_file():
+        _LOGGER.warning("%s: no %s, the values stay log-normalised; `discern process` writes it", folder, _SCALING)
+        return np.zeros(n_genes, dtype=np.float32), np.ones(n_genes, dtype=np.float32)
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            mean, std = content["mean"].astype(np.float32), content["std"].astype(np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(f"{file}: cannot be read ({error}); run `discern process` again") from None
+    if mean.shape != (n_genes,) or std.shape != (n_genes,):
+        raise InvalidInputError(f"{folder}: its cells have {mean.size} genes, expected {n_genes}")
+    return mean, std
