@@ -86,7 +86,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "max_steps": "Epochs at the most, those before an interruption included.",
         "max_updates": "Updates of the weights at the most: training ends with the epoch in which there have been so "
         "many; by default `max_steps` alone counts.",
-        "parallel_pc": "CPU threads; by default TensorFlow's choice.",
+        "parallel_pc": "CPU threads; 0 and by default TensorFlow's choice.",
         "early_stopping": "When training stops before `max_steps`.",
         "optimizer": "The optimiser.",
         "precision": '`"mixed_bfloat16"` computes layers in half precision.',

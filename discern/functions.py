@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from discern.names import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import anndata
     import pandas as pd
 
 _LOGGER = logging.getLogger(__name__)
+
+
+class _RefusedNameError(InvalidInputError, UnknownNameError):
+    """A name of a library from which none may come."""
 
 
 def get_function_by_name(func_str: str) -> Any:
@@ -40,15 +44,18 @@ def get_function_by_name(func_str: str) -> Any:
         The class or function.
 
     Raises:
-        InvalidInputError: if the name is not of one of the libraries that such files are for.
-        UnknownNameError: if that library has nothing of this name that a file may use.
+        UnknownNameError: if there is nothing of this name that a file may use; InvalidInputError as well if it is not
+            of one of the libraries that such files are for.
         UnsupportedError: if the name is dead and has no equivalent.
 
     Example:
         >>> get_function_by_name("tensorflow_addons.activations.mish").__name__
         'mish'
     """
-    known = look_up(func_str)
+    try:
+        known = look_up(func_str)
+    except InvalidInputError as error:
+        raise _RefusedNameError(*error.args) from None
     if known.caveat:
         warnings.warn(f"{func_str} is {known.module}.{known.attribute} now: {known.caveat}", UserWarning, stacklevel=2)
     try:
@@ -123,7 +130,10 @@ def _per_gene(features: pd.DataFrame, scalings: Mapping[str, Any], key: str, neu
         value = features[column].to_numpy(dtype=np.float64)
     elif isinstance(value, bool) or not np.isscalar(value) or not np.isfinite(value):
         raise InvalidInputError(f"fixed_scaling.{key}: expected 'genes' or a number, got {value!r}")
-    return (np.broadcast_to(value, len(features)) + scalings.get(f"add_to_{key}", 0.0)).astype(np.float32)
+    added = scalings.get(f"add_to_{key}", 0.0)
+    if isinstance(added, bool | str) or not np.isscalar(added) or not np.isfinite(added):
+        raise InvalidInputError(f"fixed_scaling.add_to_{key}: expected a number, got {added!r}")
+    return (np.broadcast_to(value, len(features)) + added).astype(np.float32)
 
 
 def scale(
@@ -133,11 +143,15 @@ def scale(
 
     Args:
         adata: log-normalised expression, (n_cells, n_genes). X becomes dense float32 (or a dask array of that).
-        mean: what to subtract, per gene or for all; None: nothing.
-        var: what to divide by (a standard deviation), per gene or for all; None: nothing.
+        mean: what to subtract, per gene or for all; None: `adata.var["mean_scaling"]`.
+        var: what to divide by (a standard deviation), per gene or for all; None: `adata.var["var_scaling"]`.
 
     Returns:
         `adata` itself.
+
+    Raises:
+        UnknownNameError: if `adata.var` lacks the column.
+        InvalidInputError: if there is not one number for each gene, or one to divide by is not positive.
 
     Example:
         >>> import anndata
@@ -145,9 +159,22 @@ def scale(
         >>> scale(adata, mean=1.0, var=2.0).X
         array([[0. , 0.5], [1. , 1.5]], dtype=float32)
     """
-    shift = np.asarray(0.0 if mean is None else mean, dtype=np.float32)
-    width = np.asarray(1.0 if var is None else var, dtype=np.float32)
+    shift, width = (
+        _per_gene(adata.var, {key: "genes"}, key, 0.0) if given is None else _one_for_each(adata.n_vars, given, key)
+        for key, given in (("mean", mean), ("var", var))
+    )
+    if not (width > 0).all():
+        raise InvalidInputError(f"var: expected positive standard deviations, got {float(width.min())}")
     return _apply(adata, lambda block: (_dense(block) - shift) / width)
+
+
+def _one_for_each(n_genes: int, given: np.ndarray | float, key: str) -> np.ndarray:
+    values = np.asarray(given, dtype=np.float32)
+    if values.size not in (1, n_genes):
+        raise InvalidInputError(
+            f"{key}: expected one number, or one for each of the {n_genes} genes, got {values.size}"
+        )
+    return np.broadcast_to(values.ravel(), n_genes)
 
 
 def scale_by_params(adata: anndata.AnnData, scalings: Mapping[str, Any] | None) -> anndata.AnnData:
@@ -157,9 +184,9 @@ def scale_by_params(adata: anndata.AnnData, scalings: Mapping[str, Any] | None) 
 
 
 def rescale_by_params(adata: anndata.AnnData, scalings: Mapping[str, Any] | None) -> anndata.AnnData:
-    """Undo `scale_by_params`: `adata.X` becomes log-normalised expression again, in place."""
+    """Undo `scale_by_params`: `adata.X` becomes log-normalised expression again, never below 0, in place."""
     mean, std = parse_mean_var(adata.var, scalings)
-    return _apply(adata, lambda block: _dense(block) * std + mean)
+    return _apply(adata, lambda block: np.maximum(_dense(block) * std + mean, 0))
 
 
 def _apply(adata: anndata.AnnData, function: Any) -> anndata.AnnData:
@@ -176,6 +203,17 @@ def _dense(block: Any) -> np.ndarray:
     return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float32)
 
 
+def is_standardised(uns: Mapping[str, Any] | None) -> bool:
+    """Whether values are standardised that come with this `uns`: those of the original are, ours are not.
+
+    Example:
+        >>> scaling = {"fixed_scaling": {"mean": "genes", "var": "genes"}}
+        >>> is_standardised(scaling), is_standardised({**scaling, "DISCERN_format": {"version": 2}})
+        (True, False)
+    """
+    return uns is not None and "fixed_scaling" in uns and "DISCERN_format" not in uns
+
+
 def sample_counts(
     counts: np.ndarray,
     probabilities: np.ndarray,
@@ -189,8 +227,8 @@ def sample_counts(
         counts: estimated expression, (n_cells, n_genes).
         probabilities: probability that the gene is detected in the cell, same shape.
         var: one row per gene; needed when `counts` are standardised.
-        uns: `adata.uns`; with a "fixed_scaling" in it, `counts` are standardised and "zero" is what a zero has
-            become, (0 - mean) / std.
+        uns: `adata.uns`; with a "fixed_scaling" in it and no "DISCERN_format" (see `is_standardised`), `counts` are
+            standardised and "zero" is what a zero has become, (0 - mean) / std.
         seed: of the draw, or a generator to draw from (for calls block by block).
 
     Returns:
@@ -206,16 +244,16 @@ def sample_counts(
     if counts.shape != probabilities.shape:
         raise InvalidInputError(f"expected probabilities of shape {counts.shape}, got {probabilities.shape}")
     zero: np.ndarray | float = 0.0
-    if uns is not None and "fixed_scaling" in uns:
+    if is_standardised(uns):
         if var is None:
             raise InvalidInputError("uns holds fixed_scaling, so the counts are standardised: expected var, got None")
-        mean, std = parse_mean_var(var, uns["fixed_scaling"])
+        mean, std = parse_mean_var(var, (uns or {})["fixed_scaling"])
         zero = (0 - mean) / std
     detected = np.random.default_rng(seed).random(counts.shape, dtype=np.float32) < probabilities
     return np.where(detected, counts, zero).astype(counts.dtype)
 
 
-def prepare_train_valid(input_tfr: Path) -> tuple[list[Path], list[Path]]:
+def prepare_train_valid(input_tfr: str | Path) -> tuple[list[Path], list[Path]]:
     """Find the record files of the training and of the validation cells.
 
     Args:
@@ -227,6 +265,7 @@ def prepare_train_valid(input_tfr: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         MissingFileError: if a split has no file.
     """
+    input_tfr = Path(input_tfr)
     found = []
     for split in ("training", "validate"):
         files = sorted(input_tfr.glob(f"{split}*.tfrecords*"))
@@ -297,16 +336,46 @@ def clamp_cpus(wanted: int | None, what: str) -> int:
 
 
 def set_gpu_and_threads(n_threads: int | None, gpus: Sequence[int] | None) -> None:
+    """Limit the GPUs and the CPU threads of TensorFlow, which has two pools of threads that share them.
+
+    One in five threads, and at least one, starts operations side by side; the others work within operations.
+
+    Args:
+        n_threads: threads of both pools together; 0 or None: TensorFlow's choice. With 1 each has one. More than there
+            are CPUs is clamped with a warning.
+        gpus: see `start_tensorflow`.
+
+    Raises:
+        InvalidInputError: if the number is negative.
+    """
+    if not n_threads:
+        _start_tensorflow(None, gpus)
+        return
+    if n_threads < 0:
+        raise InvalidInputError(
+            f"n_threads: expected a number of threads, or 0 for TensorFlow's choice, got {n_threads}"
+        )
+    threads = clamp_cpus(n_threads, "n_threads")
+    between = max(1, threads // 5)
+    _start_tensorflow((max(1, threads - between), between), gpus)
+
+
+def start_tensorflow(threads: int | None, gpus: Sequence[int] | None) -> None:
     """Choose the GPUs and the number of CPU threads that TensorFlow uses.
 
     Works only before TensorFlow has run its first operation; later, what cannot be changed any more stays as it is.
 
     Args:
-        n_threads: threads of one operation and operations side by side; None: TensorFlow's choice. More than there
-            are CPUs is clamped with a warning.
+        threads: threads of one operation, and operations side by side; 0 or None: TensorFlow's choice. The two are
+            rarely at work at once, so that both may have all CPUs. More than there are CPUs is clamped with a warning.
         gpus: numbers of the GPUs to use, an empty list for none, None for all. Those that this machine does not have
             are left out with a warning. Their memory is taken as needed, not as a whole.
     """
+    each = clamp_cpus(threads, "parallel_pc") if threads else None
+    _start_tensorflow(None if each is None else (each, each), gpus)
+
+
+def _start_tensorflow(threads: tuple[int, int] | None, gpus: Sequence[int] | None) -> None:
     import tensorflow as tf
 
     present = tf.config.list_physical_devices("GPU")
@@ -315,16 +384,15 @@ def set_gpu_and_threads(n_threads: int | None, gpus: Sequence[int] | None) -> No
     if missing:
         rest = [gpu for gpu in wanted if gpu not in missing]
         warnings.warn(
-            f"GPU {missing} asked for, this machine has {len(present)}: using {rest or 'the CPU'}", stacklevel=2
+            f"GPU {missing} asked for, this machine has {len(present)}: using {rest or 'the CPU'}", stacklevel=3
         )
         wanted = rest
     try:
         tf.config.set_visible_devices([present[gpu] for gpu in wanted], "GPU")
         for gpu in wanted:
             tf.config.experimental.set_memory_growth(present[gpu], enable=True)
-        if n_threads is not None:
-            threads = clamp_cpus(n_threads, "parallel_pc")
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
+        if threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(threads[0])
+            tf.config.threading.set_inter_op_parallelism_threads(threads[1])
     except RuntimeError as error:
         _LOGGER.info("TensorFlow has already started; its devices and threads stay as they are (%s)", error)

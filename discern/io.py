@@ -269,9 +269,7 @@ class DISCERNData(ad.AnnData):
         return files
 
 
-def make_dataset_from_anndata(
-    adata: ad.AnnData, for_tfrecord: bool = False
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Return the training and the validation cells one by one, in their order.
 
     Args:
@@ -317,7 +315,7 @@ def make_dataset_from_anndata(
 
 
 def _labels(adata: ad.AnnData) -> pd.Categorical:
-    """Return the batch of each cell; the categories are the batches of the experiment in their order, if they are known."""
+    """Return the batch of each cell; the categories are the batches of the whole experiment, if they are known."""
     batch = adata.obs["batch"]
     if "DISCERN" not in adata.uns:
         return pd.Categorical(batch)

@@ -1,5 +1,7 @@
-"""Minibatches for the network, of cells in memory or in record files: sparse and log-normalised cells become dense and
-standardised ones in TensorFlow."""
+"""Minibatches for the network, of cells in memory or in record files.
+
+Sparse, log-normalised cells become dense, standardised ones in TensorFlow.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from discern.estimators.batch_integration import DISCERN
 from discern.estimators.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.estimators.run_exp import setup_exp
 from discern.files import replacing
-from discern.functions import clamp_cpus, number_of_epochs, set_gpu_and_threads
+from discern.functions import clamp_cpus, number_of_epochs, start_tensorflow
 from discern.io import DISCERNData
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
@@ -171,7 +171,7 @@ class Reconstructor:
     def _train(self, data: DISCERNData) -> None:
         """Train as `discern train` does it, without its files and pictures."""
         training = self.parameters["training"]
-        set_gpu_and_threads(training.get("parallel_pc"), training.get("GPU"))
+        start_tensorflow(training.get("parallel_pc"), training.get("GPU"))
         callbacks = [keras.callbacks.TerminateOnNaN(), TrainingProgress()]
         if training.get("early_stopping"):
             callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))

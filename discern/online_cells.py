@@ -39,7 +39,7 @@ class OnlineWAERecipe(WAERecipe):
     """Preprocessing of new cells as those of a trained experiment were processed.
 
     The cells are restricted to the reference's genes, and get its library size, means, standard deviations, principal
-    components and kernel width. Batches whose name the reference has already get another one (`fix_batch_labels`).
+    components and kernel width. Cells of a batch that the reference has are added to it (`fix_batch_labels`).
 
     Args:
         reference_adata: the processed cells of the experiment; not modified.
@@ -133,20 +133,20 @@ class OnlineWAERecipe(WAERecipe):
         self.fix_batch_labels()
 
     def fix_batch_labels(self) -> None:
-        """Put the new batches after those of the reference; a name that is there already gets a number.
+        """Put the new batches after those of the reference; cells of a batch that is there already belong to it.
 
         `sc_raw.obs["batch"]` gets the categories of both, and `config["batch_key"]` their numbers.
         """
         known = list(self._reference.obs["batch"].cat.categories)
         batch = self.sc_raw.obs["batch"].cat.remove_unused_categories()
-        labels = list(make_index_unique(pd.Index([*known, *batch.cat.categories])))
-        names = dict(zip(batch.cat.categories, labels[len(known) :], strict=True))
-        for old, new in names.items():
-            if old != new:
-                warnings.warn(
-                    f"the experiment has a batch {old!r} already: the new one is called {new!r}", stacklevel=2
-                )
-        self.sc_raw.obs["batch"] = batch.cat.rename_categories(names).cat.set_categories(labels)
+        for name in batch.cat.categories.intersection(known):
+            warnings.warn(
+                f"the experiment has a batch {name!r} already: the {int((batch == name).sum())} new cells of this name "
+                "are taken as cells of it; if they are of another batch, rename theirs",
+                stacklevel=2,
+            )
+        labels = list(dict.fromkeys([*known, *batch.cat.categories]))
+        self.sc_raw.obs["batch"] = batch.cat.set_categories(labels)
         self.config["batch_key"] = batch_key(labels)
 
     def split(
@@ -169,12 +169,23 @@ class OnlineWAERecipe(WAERecipe):
             warnings.filterwarnings("ignore", message="all cells are of one batch")  # there are the reference's
             super().split(split_seed, valid, mmd_cells_ratio, test)
 
+    @property
+    def _components(self) -> int:
+        return np.shape(self._reference.varm["PCs"])[1]
+
     def projection_pca(self, pcs: int = 25) -> None:
         """Take over the reference's annotation of genes and its principal components.
 
         Args:
-            pcs: ignored.
+            pcs: number of components, that of the reference.
+
+        Raises:
+            InvalidInputError: if the reference has another number of components.
         """
+        if pcs != self._components:
+            raise InvalidInputError(
+                f"pcs: expected {self._components}, the number of principal components of the reference, got {pcs}"
+            )
         self.sc_raw.var = self._reference.var.copy()
         self.sc_raw.varm["PCs"] = np.asarray(self._reference.varm["PCs"])
 
@@ -300,12 +311,13 @@ def _is_category(column: pd.Series) -> bool:
 def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
     """Return the reference's `uns["DISCERN"]` with the batches and the numbers of cells of both."""
     sums = {key: int(old[key]) + int(new[key]) for key in ("total_count", "total_train_count", "total_valid_count")}
-    numbers = {key: {**old[key], **new[key]} for key in ("train_cells_no", "valid_cells_no")}
-    cells = {
-        name: float(ratio) * int(part["total_count"])
-        for part in (old, new)
-        for name, ratio in part["batch_ratios"].items()
-    }
+    numbers = {key: _added(old[key], new[key]) for key in ("train_cells_no", "valid_cells_no")}
+    cells = _added(
+        *(
+            {name: float(ratio) * int(part["total_count"]) for name, ratio in part["batch_ratios"].items()}
+            for part in (old, new)
+        )
+    )
     ratios = {name: number / sums["total_count"] for name, number in cells.items()}
     return {
         **old,
@@ -315,3 +327,7 @@ def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int)
         "batch_key": dict(new["batch_key"]),
         "common_genes_count": n_genes,
     }
+
+
+def _added(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    return {**old, **{name: old.get(name, 0) + number for name, number in new.items()}}

@@ -46,13 +46,14 @@ def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchange
         old_model: the trained model.
         new_model: a model of the same architecture with as many labels or more; not compiled yet.
         freeze_unchanged: whether training shall change nothing but the rows of the new labels. Layers whose shapes are
-            the same stop training (batch norm keeps its statistics), in the others the old rows are held fast.
+            the same stop training (batch norm keeps its statistics), in the others the old rows are held fast. If no
+            layer has grown, none is trained any more.
 
     Returns:
         `new_model`.
 
     Raises:
-        InvalidInputError: if the weights do not fit, or all would be frozen; then nothing is changed.
+        InvalidInputError: if the weights do not fit; then nothing is changed.
 
     Example:
         >>> def network(labels):
@@ -80,11 +81,6 @@ def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchange
     grown = [
         new for old, new in pairs if any(a.shape != b.shape for a, b in zip(old.weights, new.weights, strict=True))
     ]
-    if freeze_unchanged and not grown:
-        raise InvalidInputError(
-            "with --freeze nothing would be trained: no layer depends on the batch; use a conditional norm_type, or do "
-            "not freeze"
-        )
     for old, new in pairs:
         for source, target in zip(old.weights, new.weights, strict=True):
             target.assign(_extended(source.numpy(), target.numpy()))
@@ -250,6 +246,8 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
     model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
     with model.strategy.scope():
         update_model(trained.wae_model, model.wae_model, freeze)
+        if freeze and not model.encoder.trainable_variables and not model.decoder.trainable_variables:
+            raise InvalidInputError(f"with --freeze nothing would be trained: {_why_frozen(trained, model)}")
         model.compile(model.get_optimizer())
         if not freeze:
             _take_over_state(trained.wae_model, model.wae_model)
@@ -261,6 +259,12 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
         ", the rest of the model is frozen" if freeze else "",
     )
     model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=number_of_epochs(training, cells.obs))
+
+
+def _why_frozen(trained: DISCERN, model: DISCERN) -> str:
+    if model.encoder.inputs[1].shape == trained.encoder.inputs[1].shape:
+        return "all new cells are of batches that the model knows; give new batches other names, or do not freeze"
+    return "no layer depends on the batch; use a conditional norm_type, or do not freeze"
 
 
 class OnlineDISCERNRunner(DISCERNRunner):

@@ -6,6 +6,7 @@ aside for testing (`input_ds.split.test_cells`).
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import warnings
@@ -19,10 +20,11 @@ import pandas as pd
 from scipy import sparse
 
 from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget, track_blocks
-from discern.config import canonical_experiment, load_parameters
+from discern.config import canonical_experiment, load_parameters, read_json
 from discern.errors import InvalidInputError, UnknownNameError
+from discern.files import replacing
 from discern.functions import clamp_cpus
-from discern.io import FORMAT
+from discern.io import FORMAT, DISCERNData
 from discern.merging import batch_key, check_columns, merge_data_sets
 from discern.progress import track
 from discern.reading import read_raw_input
@@ -53,13 +55,14 @@ class WAERecipe:
     Args:
         params: EXPERIMENT of a parameter file, or its section "input_ds".
         inputs: raw counts in memory, not modified: by name, or one AnnData whose obs has the column `batch`.
-        input_files: in place of `inputs`: list of paths, or {path: obs column with the batch}; by default
-            `input_ds.raw_input`. As a mapping beside `inputs`, it names their batch columns.
+        input_files: raw counts to read, after `inputs` if there are any: list of paths, or {path: obs column with the
+            batch}, where a name of `inputs` stands for those cells. Without both, `input_ds.raw_input`.
         n_jobs: CPUs to use, -1 for all.
 
     Attributes:
-        sc_raw: the cells as far as they are processed. X is CSR, or a dask array of CSR blocks if it does not fit into
-            memory; raw counts, normalised by `scaling`, logged at the end of `__call__`.
+        sc_raw: the cells as far as they are processed, a `DISCERNData`. X is CSR, or a dask array of CSR blocks if it
+            does not fit into memory; raw counts, normalised by `scaling`, logged at the end of `__call__`. Its
+            `batch_size` is `training.batch_size` of the parameters, but at most the number of validation cells.
         params: the section "input_ds", validated.
 
     Raises:
@@ -81,21 +84,29 @@ class WAERecipe:
         input_files: Sequence[str | Path] | Mapping[str, str | None] | None = None,
         n_jobs: int = -1,
     ):
-        section = params.get("input_ds", params)
-        self.params: dict[str, Any] = canonical_experiment({"input_ds": section})["input_ds"]
+        given = dict(params) if "input_ds" in params else {"input_ds": dict(params)}
+        self._experiment = canonical_experiment(given)
+        self.params: dict[str, Any] = self._experiment["input_ds"]
         self._n_jobs = n_jobs
-        if input_files is None and inputs is None:
-            input_files = self.params.get("raw_input")
         columns: dict[str, str | None] = {}
-        if isinstance(input_files, Mapping):
-            columns = {str(path): column for path, column in input_files.items()}
         if isinstance(inputs, ad.AnnData):
-            inputs, columns = {"input": inputs}, {"input": "batch"}
-        elif inputs is None:
-            inputs = _read_all([str(path) for path in input_files or ()])
+            inputs = {"input": inputs}
+            columns["input"] = "batch"
+        inputs = dict(inputs or {})
+        if input_files is None and not inputs:
+            input_files = self.params.get("raw_input")
+        if isinstance(input_files, Mapping):
+            columns |= {str(path): column for path, column in input_files.items()}
+        files = [str(path) for path in input_files or () if str(path) not in inputs]
+        if files:
+            inputs |= _read_all(files)
         if not inputs:
             raise InvalidInputError("expected cells: neither inputs, nor input_files, nor input_ds.raw_input has any")
-        self.sc_raw = self._merged(inputs, columns)
+        self._raw_input = {name: columns.get(name) for name in inputs}
+        self.sc_raw = self._of_recipe(self._merged(inputs, columns))
+
+    def _of_recipe(self, adata: ad.AnnData) -> DISCERNData:
+        return DISCERNData.in_progress(adata, self._experiment["training"]["batch_size"])
 
     def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
         merged, _ = merge_data_sets(inputs, columns)
@@ -118,6 +129,11 @@ class WAERecipe:
         """What is found out on the way (`uns["DISCERN"]`); what of it there is depends on the steps done."""
         return self.sc_raw.uns["DISCERN"]
 
+    @property
+    def _components(self) -> int:
+        """How many principal components are found."""
+        return 32
+
     def __call__(self) -> WAERecipe:
         """Do all steps as the parameters say.
 
@@ -130,7 +146,7 @@ class WAERecipe:
         if "LSN" in scale:
             self.scaling(scale["LSN"])
         self.split(split["split_seed"], split["valid_cells"], split["mmd_cells"], split["test_cells"])
-        self.projection_pca(pcs=32)
+        self.projection_pca(pcs=self._components)
         self._log1p()
         self.kernel_mmd(neighbors_mmd=50, no_cells_mmd=10000)
         self._record_dispersions()
@@ -188,7 +204,7 @@ class WAERecipe:
         for column in obs.select_dtypes("category"):
             obs[column] = obs[column].cat.remove_unused_categories()
         uns = {**adata.uns, "DISCERN": {**self.config, "batch_key": batch_key(obs["batch"].cat.categories)}}
-        self.sc_raw = ad.AnnData(X=X, obs=obs, var=var, uns=uns)
+        self.sc_raw = self._of_recipe(ad.AnnData(X=X, obs=obs, var=var, uns=uns))
 
     def celltypes(self) -> None:
         """Name obs `cluster_names` or `cluster` `celltype`, if there is no `celltype`; make it categorical."""
@@ -238,10 +254,15 @@ class WAERecipe:
 
         Raises:
             UnsupportedError: if an obs column name occurs twice.
-            InvalidInputError: if no cell would be left to train on or to validate with.
+            InvalidInputError: if no cell would be left to train on or to validate with, or `mmd_cells_ratio` is not
+                between 0 and 1.
         """
         adata = self.sc_raw
         check_columns(adata.obs)
+        if not 0 <= mmd_cells_ratio <= 1:
+            raise InvalidInputError(
+                f"split.mmd_cells: expected a share of the validation cells, 0 to 1, got {mmd_cells_ratio}"
+            )
         valid_ratio = self._share("valid_cells", valid_cells_ratio)
         test_ratio = self._share("test_cells", test_cells_ratio)
         if valid_ratio + test_ratio >= 1:
@@ -392,10 +413,31 @@ class WAERecipe:
             self.sc_raw.uns["fixed_scaling"] = dict(fixed)
 
     def dump(self, job_dir: str | Path) -> None:
-        """Write the processed cells to `processed_data/concatenated_data.h5ad` in the folder of an experiment."""
-        adata = self.sc_raw
+        """Write the processed cells and the parameters to the folder of an experiment.
+
+        Args:
+            job_dir: the folder; gets `processed_data/concatenated_data.h5ad` and, unless there is one with the same
+                `input_ds`, `parameters.json`.
+        """
+        adata, file = self.sc_raw, Path(job_dir) / "parameters.json"
+        parameters = self._parameters_for(file)
         blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))
         write_blocks(Path(job_dir) / "processed_data" / "concatenated_data.h5ad", adata, blocks)
+        if parameters is not None:
+            with replacing(file) as partial:
+                partial.write_text(json.dumps(parameters, indent=4) + "\n")
+
+    def _parameters_for(self, file: Path) -> dict[str, Any] | None:
+        """Return the experiment with the raw data that was read; None if the file says the same already."""
+        named = any(column is not None for column in self._raw_input.values())
+        section = {**self.params, "raw_input": self._raw_input if named else list(self._raw_input)}
+        if not file.exists():
+            return {**self._experiment, "input_ds": section}
+        content = read_json(file)
+        if canonical_experiment(content)["input_ds"] in (section, self.params):
+            return None
+        _LOGGER.warning("%s: is of another preprocessing; its input_ds is replaced", file)
+        return {**content, "input_ds": section}
 
     def dump_tf_records(self, path: str | Path) -> None:
         """Write the training and validation cells as record files, for streaming.
@@ -477,7 +519,5 @@ def _for_mmd(obs: pd.DataFrame, ratio: float, seed: int) -> np.ndarray:
     valid = pd.Series(kind.to_numpy())[(obs["split"] == "valid").to_numpy()]
     if valid.empty:
         return np.zeros(len(obs), dtype=bool)
-    if ratio > 1:
-        ratio = min(1.0, ratio / len(valid))
     chosen = valid.sample(frac=ratio, random_state=seed, weights=valid.map(valid.value_counts()))
     return np.isin(np.arange(len(obs)), chosen.index)

@@ -65,9 +65,9 @@ class Trial(tune.Trainable):
             gpu: whether Ray has given this trial a GPU.
         """
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from discern.functions import set_gpu_and_threads
+        from discern.functions import start_tensorflow
 
-        set_gpu_and_threads(cpus, None if gpu else [])
+        start_tensorflow(cpus, None if gpu else [])
 
         from discern.estimators.batch_integration import DISCERN
         from discern.io import DISCERNData

@@ -122,7 +122,7 @@ class Split(Section):
 
     split_seed: Count = 0
     valid_cells: Cells = 0.1
-    mmd_cells: Cells = 1.0
+    mmd_cells: Share = 1.0
     balanced_split: bool = True
     test_cells: Cells = 0
 
@@ -283,7 +283,7 @@ class Training(Section):
     batch_size: TwoOrMore = 192
     max_steps: Positive = 200
     max_updates: Positive | None = None
-    parallel_pc: Positive | None = None
+    parallel_pc: Count | None = None
     early_stopping: EarlyStopping = EarlyStopping(delay=5, min_delta=0.01, patience=30)
     optimizer: Optimizer = Optimizer.model_validate(
         {

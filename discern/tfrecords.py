@@ -23,6 +23,7 @@ import json
 import logging
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from discern.files import replacing
 from discern.functions import parse_mean_var, prepare_train_valid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import BinaryIO, Self
 
     import anndata as ad
@@ -147,7 +148,7 @@ class TFRecordsWriter:
         """
         if split not in _FILES_OF:
             raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
-        if not hasattr(dataset, "element_spec"):
+        if isinstance(dataset, Sequence):
             records, number = iter(dataset), len(dataset)
         else:
             records, number = self._records_of(dataset), int(dataset.cardinality())
@@ -235,9 +236,7 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
     }
     with replacing(folder) as partial, contextlib.ExitStack() as stack:
         writer = TFRecordsWriter(partial, seed, stamp, parse_mean_var(adata.var, adata.uns.get("fixed_scaling")))
-        write = {
-            part: stack.enter_context(writer.shards(part, int((split == part).sum()))) for part in SPLITS.values()
-        }
+        write = {part: stack.enter_context(writer.shards(part, int((split == part).sum()))) for part in SPLITS.values()}
         for rows, block in track_blocks(adata.X, "writing records"):
             for part, record in zip(split[rows], serialise(block, codes[rows]), strict=True):
                 if part in write:
@@ -303,7 +302,7 @@ def _original_cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.da
     for file in files:
         if (found := _first_record_bytes(file)) not in (None, 4 * size):
             raise InvalidInputError(
-                f"{file}: expected records of {n_genes} genes and {n_labels} batches ({4 * size} bytes), got {found} bytes"
+                f"{file}: expected {4 * size} bytes a cell, of {n_genes} genes and {n_labels} batches, got {found}"
             )
 
     def split(record: tf.Tensor) -> Any:

@@ -18,7 +18,7 @@ from scipy import sparse
 from discern.blocks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order, rows_per_block
 from discern.errors import InvalidInputError
 from discern.files import replacing
-from discern.functions import available_cpus
+from discern.functions import available_cpus, is_standardised, parse_mean_var, sample_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -245,22 +245,39 @@ def generate_h5ad(
     """Make an AnnData of estimated expression, and write it if a path is given.
 
     Args:
-        counts: log-normalised expression, (n_cells, n_genes), sparse or dense; not modified.
+        counts: expression, (n_cells, n_genes), sparse or dense, not modified; or a pair of dense matrices: counts and
+            the probability that the gene is detected. Log-normalised, or standardised as the original's
+            (`discern.functions.is_standardised(uns)`), which is undone.
         var: one row per gene.
         obs: one row per cell.
         save_path: `.h5ad` or `.zarr` to write.
-        threshold: smaller values become zero.
+        threshold: smaller values of X become zero.
         kwargs: further parts of the AnnData: `uns`, `obsm`, `varm`, `layers`.
 
     Returns:
-        The AnnData, float32; X is CSR where that is smaller than a dense matrix.
+        The AnnData, float32, log-normalised, without `uns["fixed_scaling"]`; X is CSR where that is smaller than dense.
+        With a pair, X has each count with its probability, else zero (the draw is seeded), and `layers` have
+        `estimated_counts` and `estimated_dropouts`.
+
+    Raises:
+        InvalidInputError: if counts and probabilities differ in shape.
 
     Example:
         >>> import pandas as pd
         >>> generate_h5ad(np.array([[0.05, 1.5]]), pd.DataFrame(index=["A", "B"]), pd.DataFrame(index=["cell"])).X
         array([[0. , 1.5]], dtype=float32)
     """
-    X = counts.astype(np.float32)  # a copy
+    uns = kwargs.pop("uns", None) or {}
+    scaling = uns["fixed_scaling"] if is_standardised(uns) else None
+    layers = dict(kwargs.pop("layers", None) or {})
+    if isinstance(counts, tuple | list):
+        estimated, dropouts = (np.asarray(part, dtype=np.float32) for part in counts)
+        estimated = _unscaled(estimated, var, scaling)
+        layers = {"estimated_counts": estimated, "estimated_dropouts": dropouts} | layers
+        X: Any = sample_counts(estimated, dropouts)
+    else:
+        X = counts.astype(np.float32) if sparse.issparse(counts) else np.array(counts, dtype=np.float32)
+        X = _unscaled(X, var, scaling)
     values = X.data if sparse.issparse(X) else X
     values[values < threshold] = 0
     if sparse.issparse(X):
@@ -270,7 +287,8 @@ def generate_h5ad(
         X = as_csr(X)
     elif sparse.issparse(X):
         X = X.toarray()
-    adata = ad.AnnData(X=X, obs=obs, var=var, **kwargs)
+    uns = {key: value for key, value in uns.items() if key != "fixed_scaling"}
+    adata = ad.AnnData(X=X, obs=obs, var=var, uns=uns, layers=layers, **kwargs)
     if save_path is not None:
         step = rows_per_block(adata.n_vars)
         matrices = {"X": adata.X, **adata.layers}
@@ -283,3 +301,10 @@ def generate_h5ad(
             ),
         )
     return adata
+
+
+def _unscaled(counts: Any, var: pd.DataFrame, scaling: Mapping[str, Any] | None) -> Any:
+    if scaling is None:
+        return counts
+    mean, std = parse_mean_var(var, scaling)
+    return np.maximum((counts.toarray() if sparse.issparse(counts) else counts) * std + mean, 0)

@@ -213,7 +213,7 @@ def test_scaling_and_back(genes: pd.DataFrame, kind: object) -> None:
 
 def test_scale_with_a_dask_matrix_in_column_chunks(genes: pd.DataFrame) -> None:
     adata = ad.AnnData(da.ones((4, 3), chunks=(2, 1), dtype=np.float32), var=genes)
-    functions.scale(adata, mean=np.array([0, 1, 2]))
+    functions.scale(adata, mean=np.array([0, 1, 2]), var=1)
     np.testing.assert_array_equal(np.asarray(adata.X), np.tile([1, 0, -1], (4, 1)))
 
 

@@ -233,7 +233,12 @@ def test_folder_without_processed_data(tmp_path: Path) -> None:
 
 def test_dataset_of_an_anndata(recipe: WAERecipe) -> None:
     adata = recipe.sc_raw
-    found = [inputs["input_data"] for inputs, _ in make_dataset_from_anndata(adata).as_numpy_iterator()]
     mean, std = adata.var["mean_scaling"].to_numpy(), adata.var["var_scaling"].to_numpy()
-    np.testing.assert_allclose(np.stack(found), (adata.X.toarray() - mean) / std, atol=1e-5)
-    assert make_dataset_from_anndata(adata, for_tfrecord=True).cardinality() == adata.n_obs
+    datasets = zip(
+        ("train", "valid"), make_dataset_from_anndata(adata), make_dataset_from_anndata(adata, True), strict=True
+    )
+    for split, dataset, records in datasets:
+        found = np.stack([inputs["input_data"] for inputs, _ in dataset.as_numpy_iterator()])
+        wanted = adata[adata.obs["split"] == split].X.toarray()
+        np.testing.assert_allclose(found, (wanted - mean) / std, atol=1e-5)
+        assert records.cardinality() == len(wanted)

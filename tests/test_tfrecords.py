@@ -15,14 +15,13 @@ from scipy import sparse
 from discern import tfrecords
 from discern.errors import InvalidInputError
 from discern.io import make_dataset_from_anndata
+from discern.minibatches import Batches, stream
 from discern.tfrecords import (
-    Batches,
     TFRecordsWriter,
     current_records,
     fingerprint,
     parse_tfrecords,
     serialise,
-    stream,
     write_records,
 )
 
@@ -88,7 +87,7 @@ def test_original_records_are_read(golden: Path) -> None:
 def test_shards_hold_each_cell_once_and_are_shuffled(
     cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tfrecords, "_CELLS_PER_SHARD", 10)
+    monkeypatch.setattr(tfrecords, "CELLS_PER_SHARD", 10)
     write_records(cells, tmp_path / "TF_records", seed=3)
     files = current_records(tmp_path / "TF_records", cells)
     assert files is not None
@@ -143,17 +142,18 @@ def test_original_records_are_recognised(golden: Path, cells: ad.AnnData, caplog
 
 def test_write_dataset(cells: ad.AnnData, tmp_path: Path) -> None:
     writer = TFRecordsWriter(tmp_path / "TF_records")
-    writer.write_dataset(make_dataset_from_anndata(cells, for_tfrecord=True), "training")
-    writer.write_dataset(make_dataset_from_anndata(cells[:10].copy(), for_tfrecord=True), "validate")
+    train, valid = make_dataset_from_anndata(cells, for_tfrecord=True)
+    writer.write_dataset(train, "training")
+    writer.write_dataset(valid, "validate")
     meta = json.loads((tmp_path / "TF_records" / "meta.json").read_text())
-    assert meta["counts"] == {"training": 100, "validate": 10}
+    assert meta["counts"] == {"training": 68, "validate": 20}
     (file,) = (tmp_path / "TF_records").glob("validate*")
     found = [inputs["input_data"] for inputs, _ in parse_tfrecords([file], 30, 2).as_numpy_iterator()]
-    np.testing.assert_array_equal(np.stack(found), cells[:10].X.toarray())
+    np.testing.assert_array_equal(np.stack(found), cells[cells.obs["split"] == "valid"].X.toarray())
 
 
 def test_write_dataset_of_another_split(cells: ad.AnnData, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="expected the split 'training' or 'validate', got 'test'"):
+    with pytest.raises(InvalidInputError, match="expected the split 'train' or 'valid', got 'test'"):
         TFRecordsWriter(tmp_path).write_dataset([b""], "test")
 
 

@@ -8,8 +8,9 @@ from scipy import sparse
 
 from discern.estimators.batch_integration import DISCERN
 from discern.io import DISCERNData
+from discern.minibatches import thinned
 from discern.preprocessing import WAERecipe
-from discern.tfrecords import thinned, write_records
+from discern.tfrecords import write_records
 
 CELLS, GENES = 60, 40
 
@@ -83,7 +84,7 @@ def test_every_epoch_draws_anew_and_a_seed_draws_the_same(data: DISCERNData) -> 
 
 
 def test_streamed_cells_are_thinned_too(data: DISCERNData, tmp_path: object) -> None:
-    from discern.tfrecords import Batches, stream
+    from discern.minibatches import Batches, stream
 
     folder = tmp_path / "TF_records"  # type: ignore[operator]
     write_records(data, folder, seed=0)

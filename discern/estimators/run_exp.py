@@ -49,12 +49,12 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
     training = experiment.get("training", {})
 
-    from discern.functions import set_gpu_and_threads
+    from discern.functions import start_tensorflow
 
     gpus = training.get("GPU")
     if gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
         gpus = None  # the runner, Ray or the user has chosen; TensorFlow counts those from 0
-    set_gpu_and_threads(training.get("parallel_pc"), gpus)
+    start_tensorflow(training.get("parallel_pc"), gpus)
 
     from discern.estimators.batch_integration import DISCERN
 
@@ -290,7 +290,7 @@ def _task(
     folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Mapping[str, Any]
 ) -> Task:
     arguments = (folder.absolute(), func, kwargs)
-    return Task(_locked_run, arguments, cpus=training.get("parallel_pc", 1), gpus=len(training.get("GPU", ())))
+    return Task(_locked_run, arguments, cpus=training.get("parallel_pc") or 1, gpus=len(training.get("GPU", ())))
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:

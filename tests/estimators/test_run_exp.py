@@ -67,7 +67,7 @@ class TestSetup:
         self, experiment: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[Any] = []
-        monkeypatch.setattr("discern.functions.set_gpu_and_threads", lambda *arguments: asked.append(arguments))
+        monkeypatch.setattr("discern.functions.start_tensorflow", lambda *arguments: asked.append(arguments))
         change_training(experiment, parallel_pc=1, GPU=[3])
         setup_exp(experiment)
         assert asked == [(1, [3])]
