@@ -410,7 +410,7 @@ class WAERecipe:
         """
         fixed = self.params.get("scale", {}).get("fixed_scaling")
         if fixed is not None:
-            self.sc_raw.uns["fixed_scaling"] = dict(fixed)
+            self.sc_raw.uns.update(fixed_scaling=dict(fixed), DISCERN_format=dict(FORMAT))
 
     def dump(self, job_dir: str | Path) -> None:
         """Write the processed cells and the parameters to the folder of an experiment.
@@ -419,6 +419,11 @@ class WAERecipe:
             job_dir: the folder; gets `processed_data/concatenated_data.h5ad` and, unless there is one with the same
                 `input_ds`, `parameters.json`.
         """
+        if not self._is_logged:
+            warnings.warn(
+                "the cells are not logged: call the recipe, or scanpy.pp.log1p(sc_raw), before they are trained on",
+                stacklevel=2,
+            )
         adata, file = self.sc_raw, Path(job_dir) / "parameters.json"
         parameters = self._parameters_for(file)
         blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))

@@ -674,16 +674,15 @@ def test_twice_in_a_row(ours: Path, trained: Path, raw: dict[str, ad.AnnData], t
     online_training(ours, trained / "new.h5ad", freeze=True)
     first = weights_in(ours / "job")
     first_job = snapshot(ours / "job")
-    raw["new"].write_h5ad(tmp_path / "new.h5ad")
-    with pytest.warns(UserWarning, match="has a batch 'new' already: the new one is called 'new-1'"):
-        online_training(ours, tmp_path / "new.h5ad", freeze=True)
+    raw["new"].write_h5ad(tmp_path / "newer.h5ad")
+    online_training(ours, tmp_path / "newer.h5ad", freeze=True)
     data = DISCERNData.from_folder(ours, 8)
-    assert list(data.obs["batch"].cat.categories) == ["celseq2", "dropseq", "new", "new-1"]
+    assert list(data.obs["batch"].cat.categories) == ["celseq2", "dropseq", "new", "newer"]
     assert data.obs_names.is_unique
     assert snapshot(ours / "backup") == first_job
     for path, values in weights_in(ours / "job").items():
         np.testing.assert_array_equal(values[: len(first[path])], first[path], err_msg=path)
-    assert projected(ours, "new-1").n_obs == data.n_obs
+    assert projected(ours, "newer").n_obs == data.n_obs
 
 
 def test_data_that_does_not_fit_into_memory(ours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
