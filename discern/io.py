@@ -129,17 +129,18 @@ class DISCERNData(ad.AnnData):
     def __getitem__(self, index: Any) -> Self:
         """Return some of the cells (and genes), as a view."""
         with ad.settings.override(remove_unused_categories=False):  # the batch's are the labels of the network
-            return self._of_same_kind(super().__getitem__(index))
+            return self._of_same_kind(super().__getitem__(index))  # the record files are of other cells
 
     def copy(self, filename: str | Path | None = None) -> Self:
         """Return a copy in memory, or of data on disk, in another file."""
-        return self._of_same_kind(super().copy(filename))
+        result = self._of_same_kind(super().copy(filename))
+        result._cachefile, result._tfrecords = self._cachefile, self._tfrecords
+        return result
 
     def _of_same_kind(self, adata: ad.AnnData) -> Self:
         adata.__class__ = type(self)
         result: Self = adata  # type: ignore[assignment]
-        result._prepare(self._batch_size, self._cachefile, self._seed)
-        result._tfrecords = self._tfrecords
+        result._prepare(self._batch_size, "", self._seed)
         return result
 
     def _order_batches(self) -> None:

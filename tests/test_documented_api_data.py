@@ -16,7 +16,7 @@ import scanpy
 from scipy import sparse
 
 import discern
-from discern import functions, io, mmd, preprocessing
+from discern import blocks, functions, io, mmd, preprocessing
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.online_learning import OnlineWAERecipe, online_training, save_data, update_model
 
@@ -208,6 +208,29 @@ def test_discern_data_reads_files_and_folders(recipe: preprocessing.WAERecipe, t
         assert (data.X != recipe.sc_raw.X).nnz == 0
         train, valid = data.tfdata
         assert (train.cardinality(), valid.cardinality()) == (71 // 8, 30 // 8)
+
+
+def test_parts_of_cells_that_do_not_fit_into_memory(
+    recipe: preprocessing.WAERecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe.dump(tmp_path)
+    recipe.dump_tf_records(tmp_path / "TF_records")
+    monkeypatch.setattr("discern.blocks.memory_budget", lambda: 0)
+    data = io.DISCERNData.from_folder(tmp_path, 10)
+    of_b = (data.obs["batch"] == "b").to_numpy()
+    for part in (data[of_b], data[of_b].copy()):
+        assert blocks.is_lazy(part.X)
+        _, valid = part.tfdata
+        ((inputs, _),) = valid.as_numpy_iterator()
+        chosen = of_b & (data.obs["split"] == "valid").to_numpy()
+        found, wanted = (
+            rows[np.lexsort(rows.round(3).T)] for rows in (inputs["input_data"], standardised(recipe.sc_raw, chosen))
+        )
+        np.testing.assert_allclose(found, wanted[: len(found)] if len(found) == len(wanted) else found, atol=1e-5)
+        np.testing.assert_array_equal(inputs["batch_input_enc"], np.tile([0, 1], (10, 1)))
+        _, valid = io.make_dataset_from_anndata(part)
+        np.testing.assert_allclose(inputs_of(valid), standardised(recipe.sc_raw, chosen), atol=1e-5)
+    assert "not of these cells" not in caplog.text
 
 
 # --- reading and merging ----------------------------------------------------------------------------------------------
