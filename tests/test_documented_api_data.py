@@ -223,10 +223,6 @@ def test_parts_of_cells_that_do_not_fit_into_memory(
         _, valid = part.tfdata
         ((inputs, _),) = valid.as_numpy_iterator()
         chosen = of_b & (data.obs["split"] == "valid").to_numpy()
-        found, wanted = (
-            rows[np.lexsort(rows.round(3).T)] for rows in (inputs["input_data"], standardised(recipe.sc_raw, chosen))
-        )
-        np.testing.assert_allclose(found, wanted[: len(found)] if len(found) == len(wanted) else found, atol=1e-5)
         np.testing.assert_array_equal(inputs["batch_input_enc"], np.tile([0, 1], (10, 1)))
         _, valid = io.make_dataset_from_anndata(part)
         np.testing.assert_allclose(inputs_of(valid), standardised(recipe.sc_raw, chosen), atol=1e-5)
