@@ -16,6 +16,7 @@ import click
 
 from discern import __version__, logs
 from discern.errors import InvalidInputError, MissingFileError, UserError
+from discern.text import message, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class _OneLineErrors(click.Command):
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f" (see `{context.command_path} --help`)" if context else ""
-            click.echo(f"error: {error.format_message()}{hint}", err=True)
+            click.echo(message(f"error: {error.format_message()}{hint}"), err=True)
             code = error.exit_code
         except click.Abort:
             click.echo("interrupted", err=True)
@@ -263,7 +264,7 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
     for name, paths in results.items():
         if not isinstance(paths, Exception):
             figures = json.loads((paths[0].parent / "evaluation.json").read_text())
-            click.echo(f"{name}:\n{summary(EvaluationResult.from_json(figures))}")
+            click.echo(page(f"{name}:\n{summary(EvaluationResult.from_json(figures))}"))
     return _close(results, "open report.html in a browser")
 
 
@@ -323,7 +324,7 @@ def demo(output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     _log_to(output)
-    click.echo(run_demo(output))
+    click.echo(page(run_demo(output)))
 
 
 @cli.command()
@@ -338,7 +339,7 @@ def init(files: tuple[Path, ...], batch_column: str | None, reference: str | Non
     """Write a parameter file that fits raw files, and say what was chosen and why."""
     from discern import inspection
 
-    click.echo(inspection.write_parameters(files, output, batch_column, reference))
+    click.echo(page(inspection.write_parameters(files, output, batch_column, reference)))
 
 
 @cli.command()
@@ -348,7 +349,7 @@ def info(experiment: Path) -> None:
     """Say what an experiment's folder holds, what was run, and what can be run next."""
     from discern import inspection
 
-    click.echo(inspection.describe(experiment))
+    click.echo(page(inspection.describe(experiment)))
 
 
 @cli.command()
@@ -404,7 +405,7 @@ def _debug() -> bool:
 
 
 def _ask(question: str) -> bool:
-    return click.confirm(question, err=True)
+    return click.confirm(message(question), err=True)
 
 
 def _target(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from discern.measurement import measure
 from discern.neighbours import NEIGHBOURS, reference_distance, training_cells
 from discern.projection import CheckMetaData
 from discern.selection import Comparison
+from discern.text import cell, from_cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,14 +56,23 @@ def evaluate(
     evaluation = measure(model, data, comparison, exp_folder.name)
     with progress.phase("writing the report"), replacing(exp_folder / "evaluation") as folder:
         folder.mkdir()
-        evaluation.cell_table.to_csv(folder / "cells.csv")
-        evaluation.gene_table.to_csv(folder / "genes.csv")
+        _write_table(evaluation.cell_table, folder / "cells.csv")
+        _write_table(evaluation.gene_table, folder / "genes.csv")
         (folder / "evaluation.json").write_text(
             json.dumps(evaluation.result.to_json(), indent=2, allow_nan=False) + "\n"
         )
         (folder / "report.html").write_text(render(evaluation), encoding="utf-8")
     names = ("report.html", "evaluation.json", "cells.csv", "genes.csv")
     return [exp_folder / "evaluation" / name for name in names]
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table whose names no spreadsheet takes for formulas; see `discern.text.cell`."""
+    safe = table.rename(index=cell, columns=cell)
+    for position, kind in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(position, [cell(value) for value in table.iloc[:, position]])
+    safe.to_csv(path)
 
 
 def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
@@ -110,5 +120,6 @@ def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
         if not (folder / file).is_file():
             raise MissingFileError(f"{folder / file}: no such file; run `discern evaluate` first")
         table = pd.read_csv(folder / file, index_col=0, dtype={0: str}, keep_default_na=False, na_values=[""])
+        table = table.rename(index=from_cell, columns=from_cell)
         for column in table.columns.difference(["batch", "split"], sort=False):
             target[column] = table[column].reindex(target.index).to_numpy()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from discern.files import replacing
+from discern.text import file_part, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,14 +64,14 @@ def plot_umaps(
         names = obs[colour].astype("category")
         for axis, (title, coordinates) in zip(axes, representations.items(), strict=False):
             _scatter_cells(axis, coordinates, names)
-            axis.set_title(title, parse_math=False)
+            axis.set_title(short(title), parse_math=False)
         for axis in axes[len(representations) :]:
             axis.set_axis_off()
         shades = palette(names.cat.categories)
         if len(shades) <= 40:
             handles = [Line2D([], [], color=shade, marker="o", linestyle="", markersize=5) for shade in shades.values()]
-            legend = strip.legend(handles, list(map(str, shades)), loc="outside right upper", frameon=False)
-            legend.set_title(colour)
+            legend = strip.legend(handles, list(map(short, shades)), loc="outside right upper", frameon=False)
+            legend.set_title(short(colour))
             for text in (legend.get_title(), *legend.get_texts()):
                 text.set_parse_math(False)
     with replacing(path) as partial:
@@ -124,8 +124,8 @@ def means_png(x: np.ndarray, y: np.ndarray, labels: tuple[str, str]) -> bytes:
     figure = _figure(3.6, 3.5)
     axis = figure.subplots()
     _scatter_means(axis, x, y)
-    axis.set_xlabel(labels[0], parse_math=False)
-    axis.set_ylabel(labels[1], parse_math=False)
+    axis.set_xlabel(short(labels[0]), parse_math=False)
+    axis.set_ylabel(short(labels[1]), parse_math=False)
     return _png(figure)
 
 
@@ -159,8 +159,8 @@ def reliability_png(detection: np.ndarray, values: np.ndarray, labels: tuple[str
         axis.plot(centres, quartiles[:, 1], color="C1", marker="o", markersize=4, label="median of genes")
         axis.fill_between(centres, quartiles[:, 0], quartiles[:, 2], color="C1", alpha=0.25, label="half of the genes")
         axis.legend(frameon=False, fontsize=8)
-    axis.set_xlabel(labels[0], parse_math=False)
-    axis.set_ylabel(labels[1], parse_math=False)
+    axis.set_xlabel(short(labels[0]), parse_math=False)
+    axis.set_ylabel(short(labels[1]), parse_math=False)
     return _png(figure)
 
 
@@ -223,8 +223,9 @@ def draw_umaps(cells: anndata.AnnData, folder: Path, prefix: str) -> list[Path]:
     for column in cells.obs.select_dtypes("category").columns:
         if not 1 <= cells.obs[column].nunique() <= 100:
             continue
-        name = re.sub(r"[^\w.+-]", "_", str(column))
-        path = folder / f"{prefix}_{name}.png"
+        path = folder / f"{prefix}_{file_part(str(column))}.png"
+        if path in written:  # names that differ only in characters unfit for a file name
+            path = folder / f"{prefix}_{file_part(str(column), unique=True)}.png"
         plot_umaps(coordinates, cells.obs, path, [column])
         written.append(path)
     return written
@@ -246,9 +247,9 @@ def plot_means(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, l
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis, (title, (x, y)) in zip(axes, pairs.items(), strict=False):
         _scatter_means(axis, x, y)
-        axis.set_title(f"{title}\nr = {np.corrcoef(x, y)[0, 1]:.3f}", parse_math=False)
-        axis.set_xlabel(labels[0], parse_math=False)
-        axis.set_ylabel(labels[1], parse_math=False)
+        axis.set_title(f"{short(title)}\nr = {np.corrcoef(x, y)[0, 1]:.3f}", parse_math=False)
+        axis.set_xlabel(short(labels[0]), parse_math=False)
+        axis.set_ylabel(short(labels[1]), parse_math=False)
     for axis in axes[len(pairs) :]:
         axis.set_axis_off()
     with replacing(path) as partial:

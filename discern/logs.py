@@ -11,6 +11,9 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
+from discern.text import message as one_line
+from discern.text import page
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import BaseContext
@@ -30,11 +33,22 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        text = prefix + " ".join(record.getMessage().split("\n"))
+        text = one_line(prefix + record.getMessage())
         if self.tracebacks and record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
+            text += "\n" + page(logging.Formatter().formatException(record.exc_info))
         with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
             print(text, file=sys.stderr, flush=True)
+
+
+class _Lines(logging.Formatter):
+    """One line a message, whatever names from files are in it; tracebacks below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return page(super().formatException(ei))
 
 
 class _Dispatch(logging.Handler):
@@ -67,7 +81,7 @@ def configure(verbosity: int = 0, debug: bool = False) -> None:
 def to_file(path: Path) -> Iterator[None]:
     """Append all messages, with time, process and tracebacks, to a file as well."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Lines("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     _ROOT.addHandler(handler)
     try:
         yield

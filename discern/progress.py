@@ -10,6 +10,8 @@ import time
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from discern.text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -55,18 +57,18 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
         from rich.table import Column
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             # What is left of the line: on a narrow terminal the end of the detail is cut, not the bar and the time.
-            TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
         with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-            task = bar.add_task(description, total=total, detail="")
+            task = bar.add_task(visible(description), total=total, detail="")
 
             def advance(steps: float = 1, detail: str = "") -> None:
-                bar.update(task, advance=steps, detail=detail)
+                bar.update(task, advance=steps, detail=visible(detail))
 
             yield advance
         return
@@ -124,6 +126,7 @@ class _NotebookLine:
         from IPython.display import display
 
         text = {"text/plain": f"{self._description}: {state}  {self._detail}".rstrip()}
+        text = {kind: visible(shown) for kind, shown in text.items()}
         if self._handle is None:
             self._handle = display(text, raw=True, display_id=True)
         else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.text import file_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +78,9 @@ class CheckMetaData:
             InvalidInputError: If the column has no such value.
         """
         column, value = metadata_tuple
+        if not self.dataframe.columns.is_unique:
+            repeated = self.dataframe.columns[self.dataframe.columns.duplicated()].tolist()
+            raise InvalidInputError(f"the cells have more than one metadata column of the name {repeated[0]!r}")
         if column not in self.dataframe.columns:
             names = list(map(str, self.dataframe.columns))
             raise UnknownNameError(
@@ -149,14 +152,53 @@ def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value:
     return labels
 
 
-def file_name(column: str | None, value: str | None, suffix: str = ".h5ad") -> str:
+def file_name(column: str | None, value: str | None, suffix: str = ".h5ad", obs: pd.DataFrame | None = None) -> str:
     """Return the name of the file of a projection; characters unfit for a file name become `_`, dots are kept.
+
+    Args:
+        column: obs column or None.
+        value: One of its values; "" or None for each cell's own group.
+        suffix: ".h5ad" or ".zarr".
+        obs: The cells' annotation: where another projection of these cells would get the same name, those whose name
+            had to be changed get eight figures of a hash at the end. The name of a projection is the same in each call.
 
     Example:
         >>> file_name(None, None), file_name("batch", ""), file_name("batch", "donor 1/a.2")
         ('unprojected.h5ad', 'projected_to_average_batch.h5ad', 'projected_to_average_batch_donor_1_a.2.h5ad')
+        >>> import pandas as pd
+        >>> file_name("batch", "a/b", obs=pd.DataFrame({"batch": ["a/b", "a_b"]}))
+        'projected_to_average_batch_a_b-2a4fd32e.h5ad'
     """
     if column is None:
         return f"unprojected{suffix}"
-    parts = ["projected_to_average", column] + ([value] if value else [])
-    return re.sub(r"[^\w.+-]", "_", "_".join(parts)) + suffix
+    wanted = _joined(column, value)
+    name = file_part(wanted)
+    if obs is not None and name.casefold() in _names_of_others(obs, column, value):
+        changed = name != wanted or (value or "") == "" or _is_longer_column(obs, column)
+        name = file_part(wanted, unique=changed)
+    return f"projected_to_average_{name}{suffix}"
+
+
+def _joined(column: str, value: str | None) -> str:
+    return f"{column}_{value}" if value else column
+
+
+def _is_longer_column(obs: pd.DataFrame, column: str) -> bool:
+    return any(column.startswith(f"{other}_") for other in map(str, obs.columns))
+
+
+def _names_of_others(obs: pd.DataFrame, column: str, value: str | None) -> set[str]:
+    """Return the names that projections to anything else get, of this column and those that begin like it."""
+    names = set()
+    for other in obs.columns:
+        clean, own = (file_part(str(name)).casefold() for name in (other, column))
+        if not (clean == own or clean.startswith(f"{own}_") or own.startswith(f"{clean}_")):
+            continue
+        known = obs[other]
+        values = known.cat.categories if hasattr(known, "cat") else known.dropna().unique()
+        names |= {
+            file_part(_joined(str(other), text)).casefold()
+            for text in {"", *map(str, values)}
+            if (str(other), text) != (column, value or "")
+        }
+    return names

@@ -12,6 +12,7 @@ import numpy as np
 
 from discern.figures import cells_png, histogram_png, means_png, palette, reliability_png, umap_coordinates
 from discern.results import FIGURES, METHODS, SHORT, PairMetrics
+from discern.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -252,7 +253,7 @@ def _legend(colours: Mapping[str, str]) -> str:
 
 
 def _escape(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(visible(str(value)))
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.search_space import with_values
+from discern.text import cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,7 +173,8 @@ def _write_table(path: Path, outcomes: Sequence[Outcome]) -> None:
         writer.writeheader()
         for trial in outcomes:
             row = {"trial": trial.trial, "status": trial.status, "error": trial.error}
-            writer.writerow(row | trial.parameters | trial.metrics)
+            row |= trial.parameters | trial.metrics
+            writer.writerow({name: cell(value) for name, value in row.items()})
 
 
 def _write_json(path: Path, content: Any) -> None:

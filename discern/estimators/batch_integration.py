@@ -466,9 +466,7 @@ class DISCERN:
             cells = EncodedCells(self, input_data, store_sigmas)
         written: list[Path] = []
         for column, value in targets:
-            path = Path(save_path) / file_name(column, value, suffix)
-            if path in written:  # values that differ in characters unfit for a file name
-                path = path.with_name(f"{path.stem}_{len(written) + 1}{path.suffix}")
+            path = Path(save_path) / file_name(column, value, suffix, input_data.obs)
             cells.write(path, column, value, layers, dtype)
             written.append(path)
         return written
