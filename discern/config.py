@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from discern.arguments import names_taken
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UserError, nearest
 from discern.sections import (
     Experiment,
@@ -27,10 +28,15 @@ from discern.sections import (
     Section,
     WithArguments,
 )
-from discern.values import Refused, shown
+from discern.text import has_control
+from discern.values import Refused, check_path, expected_of, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+
+_DEEPEST = 50
+_UNFIT = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ def load_parameters(path: Path) -> Parameters:
         for name, experiment in experiments.items():
             if experiment.input_ds.raw_input is None:
                 raise UnknownNameError(f"{name}: 'input_ds.raw_input' is lacking: the list of the files to read")
+            for file in experiment.input_ds.raw_input:
+                _check_raw_path(name, file)
+        _check_folder(experiments_dir)
     return Parameters(path, experiments_dir, {name: _as_dict(value) for name, value in experiments.items()}, given)
 
 
@@ -110,7 +119,7 @@ def canonical_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_search(path: Path) -> dict[str, Any]:
-    """Read and validate a hyperparameter search file; returns its content.
+    """Read and validate a hyperparameter search file; returns its content, less what of `setup` has no effect.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -120,9 +129,12 @@ def load_search(path: Path) -> dict[str, Any]:
     """
     content = read_json(path)
     with _naming(path):
-        _validate(SearchFile, content)
+        parsed = _validate(SearchFile, content)
         _check_search_space(content["search_space"], Experiment, ("search_space",))
-    return content
+        for key in content["search_space"]:
+            if key not in ("model", "training"):
+                raise InvalidInputError(f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed")
+    return content | {"setup": parsed.setup.given()}
 
 
 def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
@@ -183,17 +195,42 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InvalidInputError(f"{path}: cannot be read as text: {error}") from None
     try:
         content = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_finite_number, parse_float=_finite_number
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+            parse_int=_short_integer,
         )
     except json.JSONDecodeError as error:
         raise InvalidInputError(
             f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidInputError(f"{path}: not valid JSON for this program: objects are nested more than {_DEEPEST} deep") from None
+    except ValueError as error:
         raise InvalidInputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path}: expected an object {{...}}, got {shown(content)}")
+    with _naming(path):
+        _check_texts(content, ())
     return content
+
+
+def _check_raw_path(name: str, file: str) -> None:
+    try:
+        check_path(file)
+    except Refused as refused:
+        raise InvalidInputError(f"{name}: input_ds.raw_input: {refused}") from None
+
+
+def _check_folder(experiments_dir: Path) -> None:
+    """Refuse a folder that is or lies in something that is none."""
+    for place in (experiments_dir, *experiments_dir.parents):
+        with contextlib.suppress(OSError):  # a place that cannot be looked at is told when it is used
+            if place.exists():
+                if not place.is_dir():
+                    raise InvalidInputError(f"exp_param.experiments_dir: expected a folder, {place} is none")
+                return
 
 
 def _check_search_space(tree: Any, section: type[Section] | None, path: tuple[str, ...]) -> None:
@@ -210,7 +247,24 @@ def _check_search_space(tree: Any, section: type[Section] | None, path: tuple[st
 
 
 def _takes_argument(section: type[Section], key: str) -> bool:
-    return issubclass(section, WithArguments) and (not section.arguments or key in section.arguments)
+    if not issubclass(section, WithArguments):
+        return False
+    return section.kind == "loss" or key in names_taken(section.kind)  # the published file varies a lost one's
+
+
+def _check_texts(tree: Any, place: tuple[Any, ...]) -> None:
+    """Refuse what no part of a file has a use for: deep nesting, and text that cannot be written anywhere."""
+    if len(place) > _DEEPEST:
+        raise InvalidInputError(f"{_dotted(place[:3])}...: not valid JSON for this program: objects are nested more than {_DEEPEST} deep")
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        entries = tree.items()
+    elif isinstance(tree, list):
+        entries = enumerate(tree)
+    elif isinstance(tree, str) and (unfit := _UNFIT.search(tree)):
+        raise InvalidInputError(f"{_dotted(place)}: the character U+{ord(unfit[0]):04X} cannot stand in a text")
+    for key, value in entries:
+        _check_texts(value, (*place, key))
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -228,15 +282,21 @@ def _finite_number(text: str) -> float:
     return number
 
 
+def _short_integer(text: str) -> int:
+    if len(text) > 30:
+        raise ValueError(f"expected numbers of at most 30 figures, got {text[:10]}... of {len(text)}")
+    return int(text)
+
+
 def _check_names(names: Collection[str]) -> None:
     for name in names:
         for part in name.split("/"):
             unfit = (
-                not part or part.startswith(".") or re.search(r"[\\\x00-\x1f\x7f]", part) or len(part.encode()) > 200
+                not part.strip() or part.startswith(".") or "\\" in part or has_control(part) or len(part.encode()) > 200
             )
             if unfit or name == "discern.log":
                 raise InvalidInputError(
-                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {name!r}"
+                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {shown(name)}"
                 )
         for other in names:
             if other.startswith(f"{name}/"):
@@ -271,31 +331,11 @@ def _in_one_line(error: ValidationError, root: type[Section], path: tuple[str, .
             kind, text = UnknownNameError, "this key is lacking"
         case "value_error", {"error": Refused() as refused}:
             kind, text = refused.kind, str(refused)
-        case type_, context:
-            expected = _EXPECTED[type_].format(**context) if type_ in _EXPECTED else first["msg"]
-            text = f"expected {expected}, got {shown(first['input'])}"
+        case _:
+            text = expected_of(first)
     more = f" (and {len(others)} more)" if others else ""
     where = _dotted((*path, *place))
     return kind(f"{where}: {text}{more}" if where else f"{text}{more}")
-
-
-_EXPECTED = {
-    "int_type": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "string_too_short": "a text that is not empty",
-    "list_type": "a list",
-    "too_short": "at least {min_length} entry",
-    "dict_type": "an object {{...}}",
-    "model_type": "an object {{...}}",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
-    "literal_error": "{expected}",
-}
 
 
 def _section_at(root: type[Section] | None, place: tuple[Any, ...]) -> type[Section] | None:
@@ -330,11 +370,13 @@ def _as_dict(section: Section) -> dict[str, Any]:
     }
 
 
-def _jsonlike(value: Any) -> Any:
+def _jsonlike(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise InvalidInputError(f"parameters are nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
-        return {key: _jsonlike(entry) for key, entry in value.items()}
+        return {key: _jsonlike(entry, depth + 1) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonlike(entry) for entry in value]
+        return [_jsonlike(entry, depth + 1) for entry in value]
     if isinstance(value, Path):
         return str(value)
     return value.item() if hasattr(value, "item") else value

@@ -21,7 +21,7 @@ from discern.config import canonical_experiment, load_search
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
 from discern.files import locked, replacing
 from discern.search_space import (
-    example,
+    examples,
     plan,
     read_space,
     with_values,
@@ -97,7 +97,8 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     if not leaves:
         raise InvalidInputError("search_space: nothing is left to search")
     planned = plan(search, leaves)
-    canonical_experiment(with_values(experiment, example(leaves)))
+    for values in examples(leaves):
+        canonical_experiment(with_values(experiment, values))
     analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
     with connected(search.get("setup", {})):
         if not resume:

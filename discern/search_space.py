@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from discern.errors import InvalidInputError, UnsupportedError
+from discern.arguments import taken_by
+from discern.errors import InvalidInputError, UnsupportedError, UserError
 from discern.functions import get_function_by_name
 from discern.names import known_arguments, look_up
-from discern.sections import ReconstructionLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,7 +104,12 @@ def read_space(tree: Mapping[str, Any]) -> list[Leaf]:
         >>> leaf.name, leaf.type, [round(arg, 3) for arg in leaf.args]
         ('model.wae_lambda', 'hyperopt.hp.lognormal', [0.0, 6.908])
     """
-    return list(_leaves(tree, ()))
+    leaves = list(_leaves(tree, ()))
+    labels = [leaf.label for leaf in leaves]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InvalidInputError(f"search_space: two parameters have the name {label!r}")
+    return leaves
 
 
 def _leaves(tree: Mapping[str, Any], path: Path_) -> Iterator[Leaf]:
@@ -129,8 +134,11 @@ def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Mapping[s
     losses = {experiment["model"]["reconstruction_loss"]["name"]}
     for leaf in leaves:
         if leaf.path == (*_LOSS, "name"):
-            losses = set(leaf.args[0])
-    known = set().union(*(ReconstructionLoss(name=loss).known_arguments() for loss in losses))
+            choices = leaf.args[0] if leaf.args else None
+            if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+                raise InvalidInputError(f"search_space.{leaf.name}: expected a choice of names, got {choices!r}")
+            losses = set(choices)
+    known = {"name"}.union(*(taken_by(loss, "loss") for loss in losses))
     kept = [leaf for leaf in leaves if leaf.path[:2] != _LOSS or leaf.path[2] in known]
     for leaf in leaves:
         if leaf not in kept:
@@ -159,7 +167,7 @@ def with_values(experiment: Mapping[str, Any], values: Mapping[str, Any]) -> dic
     _merge(merged, values)
     loss = merged["model"].get("reconstruction_loss")
     if loss is not None:
-        known = ReconstructionLoss(name=loss["name"]).known_arguments()
+        known = {"name", *taken_by(loss["name"], "loss")}
         merged["model"]["reconstruction_loss"] = {key: value for key, value in loss.items() if key in known}
     return merged
 
@@ -180,15 +188,28 @@ def example(leaves: Iterable[Leaf]) -> dict[str, Any]:
         if leaf.type.startswith("hyperopt."):
             from hyperopt.pyll import stochastic
 
-            value = stochastic.sample(_made(leaf), rng=generator)
+            made = _made(leaf)
+            with _refusals(_subject(leaf)):
+                value = stochastic.sample(made, rng=generator)
         elif leaf.type.startswith("optuna."):
             distribution = _made(leaf)
             value = distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
         else:
             domain = _made(leaf)
-            value = domain["grid_search"][0] if isinstance(domain, dict) else domain.sample()
+            with _refusals(_subject(leaf)):
+                value = domain["grid_search"][0] if isinstance(domain, dict) else domain.sample()
         drawn.append((leaf, value))
     return _tree(drawn)
+
+
+def examples(leaves: Sequence[Leaf]) -> Iterator[dict[str, Any]]:
+    """Yield trees of values in which every entry of every choice stands once, and one value of all else."""
+    first = example(leaves)
+    yield first
+    for leaf in leaves:
+        choices = leaf.args[0] if leaf.args and isinstance(leaf.args[0], list) else ()
+        for choice in choices if "pchoice" not in leaf.type else ():
+            yield _merged(copy.deepcopy(first), _tree([(leaf, choice)]))
 
 
 def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
@@ -222,7 +243,7 @@ def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
         if look_up(name).attribute in ("PopulationBasedTraining", "PB2"):
             _add_mutations(name, options, leaves)
         scheduler = _called(name, "scheduler", metric, options)
-    return Plan(searcher, scheduler, param_space, max_concurrent)
+    return Plan(searcher, scheduler, param_space, max_concurrent or None)
 
 
 def _called(name: str, section: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
@@ -247,15 +268,21 @@ def _refusals(what: str) -> Iterator[None]:
     """Turn what Ray, hyperopt and optuna raise about arguments into an error that names them."""
     try:
         yield
-    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InvalidInputError(f"{what}: {str(error) or type(error).__name__}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{what}: {str(error) or 'these arguments do not fit'}") from error
+
+
+def _subject(leaf: Leaf) -> str:
+    return f"search_space.{leaf.name}: {leaf.type}{leaf.args}"
 
 
 def _made(leaf: Leaf) -> Any:
     _require(leaf.type)
     function = get_function_by_name(leaf.type)
     args = (leaf.label, *leaf.args) if leaf.type.startswith("hyperopt.") else leaf.args
-    with _refusals(f"search_space.{leaf.name}: {leaf.type}{leaf.args}"):
+    with _refusals(_subject(leaf)):
         return function(*args)
 
 
@@ -309,7 +336,7 @@ def _as_domain(leaf: Leaf) -> Any:
             "lognormal": _log_normal_domain,
         }
         if kind in translated:
-            with _refusals(f"search_space.{leaf.name}: {leaf.type}{leaf.args}"):
+            with _refusals(_subject(leaf)):
                 return translated[kind](*as_bounds.args)
     raise UnsupportedError(f"search_space.{leaf.name}: {leaf.type} goes with its own searcher only")
 

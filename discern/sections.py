@@ -9,15 +9,19 @@ import re
 import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from discern.arguments import REFUSED, check_arguments, taken_by
 from discern.errors import UnknownNameError, nearest
 from discern.presets import PRESETS, filled
 from discern.values import (
     Activation,
     Cells,
+    Column,
     Count,
     Dropout,
+    FilePath,
+    GenesOrDeviation,
     GenesOrNumber,
     Layers,
     Loss,
@@ -26,47 +30,16 @@ from discern.values import (
     Positive,
     RawInput,
     Refused,
+    Seed,
     Share,
     TwoOrMore,
     Weight,
     name_of,
+    positive,
+    shown,
 )
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
-_ARGUMENTS_OF_ALL_LOSSES = ("name", "reduction")
-_ARGUMENTS_OF_LOSSES = {
-    "HuberLoss": ("delta",),
-    "Lnorm": ("p", "axis", "epsilon", "use_root"),
-    "BinaryCrossentropy": ("from_logits", "label_smoothing", "axis"),
-    "BinaryFocalCrossentropy": (
-        "apply_class_balancing",
-        "alpha",
-        "gamma",
-        "from_logits",
-        "label_smoothing",
-        "axis",
-    ),
-    "CategoricalCrossentropy": ("from_logits", "label_smoothing", "axis"),
-    "CategoricalFocalCrossentropy": ("alpha", "gamma", "from_logits", "label_smoothing", "axis"),
-    "CosineSimilarity": ("axis",),
-    "Huber": ("delta",),
-    "Tversky": ("alpha", "beta", "axis"),
-}
-_ARGUMENTS_OF_REGULARIZERS = ("l1", "l2", "factor", "mode")
-_ARGUMENTS_OF_OPTIMIZERS = (
-    *("learning_rate", "name", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum"),
-    *("ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps"),
-    *("beta_1", "beta_2", "epsilon", "amsgrad", "momentum", "nesterov", "rho", "centered"),
-    *("sma_threshold", "total_steps", "warmup_proportion", "min_lr"),
-    *("initial_accumulator_value", "learning_rate_power", "l1_regularization_strength", "l2_regularization_strength"),
-    *("l2_shrinkage_regularization_strength", "beta", "beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold"),
-    *("relative_step", "weight_decay_rate"),
-)
-_ARGUMENTS_OF_SCHEDULES = (
-    *("initial_learning_rate", "decay_steps", "decay_rate", "staircase", "alpha", "warmup_target", "warmup_steps"),
-    *("first_decay_steps", "t_mul", "m_mul", "boundaries", "values", "end_learning_rate", "power", "cycle"),
-)
-
 
 class Section(BaseModel):
     """Part of a file: strict types, no unknown keys."""
@@ -79,18 +52,21 @@ class WithArguments(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    arguments: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = ""
+    lenient: ClassVar[bool] = False
+
+    def class_name(self) -> str:
+        """Return the name of the class."""
+        return str(getattr(self, "name"))  # noqa: B009 (each has the field, of another type)
 
     def known_arguments(self) -> tuple[str, ...]:
-        """Return what the class takes; empty: anything."""
-        return self.arguments
+        """Return what the class takes."""
+        return ("name", *taken_by(self.class_name(), self.kind))
 
     @model_validator(mode="after")
     def _check_arguments(self) -> WithArguments:
-        known = self.known_arguments()
-        for key in self.model_extra or {}:
-            if known and key not in known:
-                raise Refused(f"unknown argument {key!r}{nearest(key, known)}", UnknownNameError)
+        checked = check_arguments(self.class_name(), self.kind, self.model_extra or {}, not self.lenient)
+        (self.model_extra or {}).update(checked)
         return self
 
 
@@ -105,22 +81,28 @@ class FixedScaling(Section):
     """What each gene is standardised with; `var` is a standard deviation."""
 
     mean: GenesOrNumber = 0
-    var: GenesOrNumber = 1
-    add_to_mean: float = 0
-    add_to_var: float = 0
+    var: GenesOrDeviation = 1
+    add_to_mean: Annotated[float, Field(ge=-1e6, le=1e6)] = 0
+    add_to_var: Annotated[float, Field(ge=-1e6, le=1e6)] = 0
+
+    @model_validator(mode="after")
+    def _check_deviation(self) -> FixedScaling:
+        if (0 if self.var == "genes" else self.var) + self.add_to_var < (0 if self.var == "genes" else 1e-8):
+            raise Refused(f"expected a positive standard deviation, got var {self.var} and add_to_var {self.add_to_var}")
+        return self
 
 
 class Scale(Section):
     """Library-size normalisation (LSN: counts per cell) and standardisation; what is absent is not done."""
 
-    LSN: Annotated[float, Field(gt=0)] | None = None
+    LSN: positive(1e-6, 1e12) | None = None  # type: ignore[valid-type]
     fixed_scaling: FixedScaling | None = None
 
 
 class Split(Section):
     """Which cells validate; a share of each batch, or (integers above 1) a number of cells."""
 
-    split_seed: Count = 0
+    split_seed: Seed = 0
     valid_cells: Cells = 0.1
     mmd_cells: Share = 1.0
     balanced_split: bool = True
@@ -140,7 +122,7 @@ class InputDs(Section):
 class Regularizer(WithArguments):
     """A regulariser class and its arguments."""
 
-    arguments = _ARGUMENTS_OF_REGULARIZERS
+    kind = "regularizer"
 
     name: name_of("regularizer")  # type: ignore[valid-type]
 
@@ -157,10 +139,9 @@ class Side(Section):
 class ReconstructionLoss(WithArguments):
     """The reconstruction loss and its arguments."""
 
-    name: Loss = "HuberLoss"
+    kind = "loss"
 
-    def known_arguments(self) -> tuple[str, ...]:  # noqa: D102
-        return (*_ARGUMENTS_OF_ALL_LOSSES, *_ARGUMENTS_OF_LOSSES.get(self.name.rpartition(".")[2], ()))
+    name: Loss = "HuberLoss"
 
 
 class Crossentropy(Section):
@@ -174,7 +155,7 @@ class Crossentropy(Section):
 class Model(Section):
     """The network. What stands here rather than in `encoder` and `decoder` holds for both."""
 
-    latent_dim: Positive = 48
+    latent_dim: Annotated[Positive, Field(le=100_000)] = 48
     activation_fn: Activation = "tensorflow_addons.activations.mish"
     output_fn: OutputFunction | None = None
     encoder: Side = Side()
@@ -251,15 +232,24 @@ class EarlyStopping(Section):
     monitor: str | None = None
     verbose: Count | None = None
     mode: Literal["auto", "min", "max"] | None = None
-    baseline: float | None = None
+    baseline: Annotated[float, Field(ge=-1e20, le=1e20)] | None = None
     restore_best_weights: bool | None = None
     start_from_epoch: Count | None = None
+
+    @model_validator(mode="after")
+    def _translate(self) -> EarlyStopping:
+        """`start_from_epoch` is Keras' name of `delay`."""
+        if self.start_from_epoch is not None:
+            if self.delay is not None:
+                raise Refused("'delay' and 'start_from_epoch' mean the same: give one", UnknownNameError)
+            self.delay, self.start_from_epoch = self.start_from_epoch, None
+        return self
 
 
 class LearningDecay(WithArguments):
     """A learning-rate schedule and its arguments."""
 
-    arguments = _ARGUMENTS_OF_SCHEDULES
+    kind = "schedule"
 
     name: name_of("schedule")  # type: ignore[valid-type]
 
@@ -267,18 +257,21 @@ class LearningDecay(WithArguments):
 class Optimizer(WithArguments):
     """The optimiser and its arguments."""
 
-    arguments = _ARGUMENTS_OF_OPTIMIZERS
+    kind = "optimizer"
 
     algorithm: name_of("optimizer")  # type: ignore[valid-type]
     learning_rate: Weight | None = None
     learning_decay: LearningDecay | None = None
     Lookahead: bool | None = None
 
+    def class_name(self) -> str:  # noqa: D102
+        return str(self.algorithm)
+
 
 class Training(Section):
     """How the network is trained."""
 
-    GPU: list[Count] | None = None
+    GPU: Annotated[list[Count], Field(max_length=1000)] | None = None
     XLA: bool = True
     batch_size: TwoOrMore = 192
     max_steps: Positive = 200
@@ -298,8 +291,8 @@ class Training(Section):
     distribute: Literal["none", "mirrored"] | None = None
     visualisation: bool | None = None
     freq: Positive | None = None
-    seed: Count | None = None
-    thin_counts: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Seed | None = None
+    thin_counts: positive(1e-6, 1) | None = None  # type: ignore[valid-type]
 
 
 class Experiment(Section):
@@ -308,7 +301,7 @@ class Experiment(Section):
     input_ds: InputDs = InputDs()
     model: Model = Model()
     training: Training = Training()
-    hyperparameter_search: str | None = None
+    hyperparameter_search: FilePath | None = None
     preset: Literal["auto"] | None = None
 
     @model_validator(mode="before")
@@ -322,7 +315,7 @@ class Experiment(Section):
 class ExpParam(Section):
     """What holds for all experiments of a file."""
 
-    experiments_dir: Annotated[str, Field(min_length=1)]
+    experiments_dir: FilePath
 
 
 class ParameterFile(Section):
@@ -335,14 +328,103 @@ class ParameterFile(Section):
 # --- the search file -------------------------------------------------------------------------------------------------
 
 
-class Scheduler(WithArguments):
+# What a trial reports (see `discern.search_trial.Trial`), and what Ray adds.
+_FIGURES = ("loss", "val_loss", "mmd", "auc", "mmd_autoencoded", "auc_autoencoded")
+_STATES = ("epochs", "early_stopped", "reached_max_step", "diverged", "training_iteration", "time_total_s")
+
+_LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET")
+# Arguments of ray.init, of this or an earlier Ray, without which a search runs as well.
+_WITHOUT_EFFECT = (
+    *("configure_logging", "driver_object_store_memory", "ignore_reinit_error", "include_webui", "labels", "local_mode"),
+    *("logging_format", "lru_evict", "memory", "_memory", "redis_max_memory", "webui_host"),
+)
+
+
+def _figure(name: str) -> str:
+    if name not in _FIGURES:
+        raise Refused(f"there is no figure {name!r}{nearest(name, _FIGURES)}; a trial has {', '.join(_FIGURES)}")
+    return name
+
+
+def _address(text: str) -> str:
+    if text not in ("auto", "local") and not re.fullmatch(r"(ray://)?[A-Za-z0-9_.\[\]:-]{1,255}:\d{1,5}", text):
+        raise Refused(f'expected HOST:PORT, "auto" or "local", got {shown(text)}')
+    return text
+
+
+def _level(value: Any) -> Any:
+    if isinstance(value, bool) or not (value in range(51) if isinstance(value, int) else str(value).upper() in _LEVELS):
+        raise Refused(f"expected one of {', '.join(_LEVELS)}, got {shown(value)}")
+    return value
+
+
+Figure = Annotated[str, AfterValidator(_figure)]
+
+
+class Setup(Section):
+    """Where Ray runs. Nothing that starts a program, opens a port or writes elsewhere is taken from a file."""
+
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    num_cpus: Annotated[Positive, Field(le=100_000)] | None = None
+    num_gpus: Annotated[Count, Field(le=100_000)] | None = None
+    resources: dict[Column, Weight] | None = None
+    namespace: Column | None = None
+    logging_level: Annotated[Any, AfterValidator(_level)] = "INFO"
+    log_to_driver: bool | None = None
+    object_store_memory: Annotated[int, Field(ge=80 * 2**20, le=2**50)] | None = None
+    include_dashboard: Literal[False] | None = None
+    redis_password: Column | None = None
+    redis_password_: Annotated[Column | None, Field(alias="_redis_password")] = None
+    redis_username_: Annotated[Column | None, Field(alias="_redis_username")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for key in data:
+            if key in _WITHOUT_EFFECT:
+                warnings.warn(f"setup.{key}: left out, it has no effect", stacklevel=1)
+            elif key not in known:
+                raise Refused(
+                    f"{key!r} is refused: a search file may say where Ray runs and with what, not what it runs or where "
+                    f"it writes{nearest(str(key), known)}"
+                )
+        return {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
+
+    def given(self) -> dict[str, Any]:
+        """Return the arguments of ray.init that the file gives."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+
+
+class _OfRay(WithArguments):
+    """A class of Ray Tune; arguments that today's class does not take any more are left out when it is made."""
+
+    lenient = True
+
+    @model_validator(mode="after")
+    def _check_harmless(self) -> _OfRay:
+        for key, value in (self.model_extra or {}).items():
+            if key in REFUSED:
+                raise Refused(f"{key!r} is refused: it takes code, objects or places, which a search file cannot give")
+            if key == "metric" and value is not None:
+                _figure(value)
+        return self
+
+
+class Scheduler(_OfRay):
     """Ray Tune's scheduler and its arguments."""
+
+    kind = "scheduler"
 
     name: name_of("scheduler")  # type: ignore[valid-type]
 
 
-class Searcher(WithArguments):
+class Searcher(_OfRay):
     """Ray Tune's search algorithm and its arguments."""
+
+    kind = "searcher"
 
     name: name_of("searcher")  # type: ignore[valid-type]
 
@@ -354,15 +436,31 @@ class TrialConfig(Section):
     validation_batches: Positive = 10
 
 
+def _stop(value: dict[str, Any]) -> dict[str, Any]:
+    for name, limit in value.items():
+        known = (*_FIGURES, *_STATES)
+        if name not in known:
+            raise Refused(f"there is no figure {name!r}{nearest(name, known)}; a trial has {', '.join(known)}")
+        if not isinstance(limit, bool) and not (isinstance(limit, int | float) and abs(limit) <= 1e20):
+            raise Refused(f"{name}: expected a number, true or false, got {shown(limit)}")
+    return value
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", text):
+        raise Refused(f"expected the plain name of a folder (letters, figures, '_', '-', '.'), got {shown(text)}")
+    return text
+
+
 class TrainSpec(Section):
     """How trials are run."""
 
-    name: str = "Ray_Optimization"
-    resources_per_trial: dict[str, Weight] = {}
-    stop: dict[str, Any] = {}
+    name: Annotated[str, AfterValidator(_folder_name)] = "Ray_Optimization"
+    resources_per_trial: dict[Column, Annotated[float, Field(ge=0, le=100_000)]] = {}
+    stop: Annotated[dict[str, Any], AfterValidator(_stop)] = {}
     config: TrialConfig = TrialConfig()
     num_samples: Positive = 500
-    max_failures: Annotated[int, Field(ge=-1)] = 10
+    max_failures: Annotated[int, Field(ge=-1, le=10**6)] = 10
     checkpoint_at_end: bool = False
 
 
@@ -370,21 +468,30 @@ class Analysis(Section):
     """Which trial is the best."""
 
     mode: Literal["min", "max"] = "min"
-    metric: str = "auc"
+    metric: Figure = "auc"
 
 
 class SearchSpaceLeaf(Section):
     """What one parameter is drawn from."""
 
     type: name_of("search space")  # type: ignore[valid-type]
-    name: str | None = None
+    name: Column | None = None
     args: list[Any] = []
+
+    @model_validator(mode="after")
+    def _check_args(self) -> SearchSpaceLeaf:
+        if str(self.type).rpartition(".")[2] in ("choice", "pchoice", "grid_search", "CategoricalDistribution"):
+            return self
+        for value in self.args:
+            if isinstance(value, bool) or not (isinstance(value, int | float) and abs(value) <= 1e20):
+                raise Refused(f"args: expected numbers, got {shown(value)}")
+        return self
 
 
 class SearchFile(Section):
     """A hyperparameter search file. `search_space` is a tree over the keys of an experiment."""
 
-    setup: dict[str, Any] = {}
+    setup: Setup = Setup()
     scheduler: Scheduler | None = None
     searcher: Annotated[Searcher | None, BeforeValidator(lambda value: None if value == "Randomsearch" else value)] = (
         None

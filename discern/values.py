@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, UserError, nearest
 from discern.names import KNOWN, look_up, names_of
+from discern.text import has_control
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MOST = 2**31 - 1  # TensorFlow, HDF5 and pandas count with 32 bits in places
 _NORMS = ("layernorm", "batchnorm", "conditionallayernorm", "conditionalbatchnorm")
 _OUTPUT_FUNCTIONS = ("softmax", "LSN", "sigsoftmax")
 _LOSSES = {name.rpartition(".")[2]: name for name in reversed(names_of("loss"))}
@@ -27,7 +31,12 @@ class Refused(ValueError):
 
 def shown(value: Any) -> str:
     """Return a value of a file as it stands there, in short."""
-    text = json.dumps(value, default=repr)
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "an integer of more than 30 digits"
+    try:
+        text = json.dumps(value, default=repr)
+    except (ValueError, TypeError, RecursionError):
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -36,7 +45,9 @@ def _integral(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= _MOST  # never so for what is no number
 
 
 def _cells(value: Any) -> int | float:
@@ -46,9 +57,17 @@ def _cells(value: Any) -> int | float:
 
 
 def _genes_or_number(value: Any) -> str | float:
-    if value == "genes" or _is_number(value):
+    if value == "genes" or (_is_number(value) and abs(value) <= 1e6):
         return value
-    raise Refused(f'expected "genes" or a number, got {shown(value)}')
+    bounds = " between -1e6 and 1e6" if _is_number(value) else ""
+    raise Refused(f'expected "genes" or a number{bounds}, got {shown(value)}')
+
+
+def _genes_or_deviation(value: Any) -> str | float:
+    if value == "genes" or (_is_number(value) and 1e-8 <= value <= 1e6):
+        return value
+    bounds = " between 1e-8 and 1e6" if _is_number(value) else ""
+    raise Refused(f'expected "genes" or a number{bounds}, got {shown(value)}')
 
 
 def _raw_input(value: Any) -> list[str] | dict[str, str | None]:
@@ -98,6 +117,71 @@ def _norm(name: str) -> str:
     return name
 
 
+def check_path(text: str) -> str:
+    """Return a path of a file, unless no file system can have it.
+
+    Raises:
+        Refused: If it is empty, too long, or holds control characters.
+    """
+    if not text.strip():
+        raise Refused("expected a path, a text that is not empty")
+    if has_control(text):
+        raise Refused(f"expected a path without control characters, got {shown(text)}")
+    if len(text.encode()) > 4000 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise Refused(f"expected a path that a file system can have, got one of {len(text)} characters: {shown(text)}")
+    return text
+
+
+def positive(least: float, most: float) -> Any:
+    """Return the type of a number above 0 within the bounds of what single precision can do something with."""
+
+    def check(value: float) -> float:
+        if value < least:
+            raise Refused(f"expected {least:g} or more, got {shown(value)}")
+        return value
+
+    return Annotated[float, Field(gt=0, le=most), AfterValidator(check)]
+
+
+def _column(text: str) -> str:
+    if not text or has_control(text):
+        raise Refused(f"expected a name, got {shown(text)}")
+    return text
+
+
+def expected_of(found: Mapping[str, Any]) -> str:
+    """Return what was expected and what came, of one of pydantic's errors."""
+    if isinstance(refused := found.get("ctx", {}).get("error"), Refused):
+        return str(refused)
+    kind, context = found["type"], found.get("ctx", {})
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else found["msg"]
+    return f"expected {expected}, got {shown(found['input'])}"
+
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_parsing_size": "an integer of fewer digits",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
+    "string_pattern_mismatch": "a plain name of letters, figures, '_', '.' and '-'",
+    "list_type": "a list",
+    "none_required": "null",
+    "too_short": "at least {min_length} entry",
+    "too_long": "at most {max_length} entries",
+    "dict_type": "an object {{...}}",
+    "model_type": "an object {{...}}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "literal_error": "{expected}",
+}
+
+
 def name_of(kind: str) -> Any:
     """Return the type of a dotted name of something of this kind, see `discern.names`."""
     return Annotated[str, AfterValidator(lambda name: _named(name, kind))]
@@ -107,16 +191,22 @@ Norm = Annotated[str, AfterValidator(_norm)]
 Loss = Annotated[str, AfterValidator(_loss)]
 Activation = Annotated[str, AfterValidator(_activation)]
 OutputFunction = Annotated[str, AfterValidator(_output_function)]
-Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
-TwoOrMore = Annotated[int, BeforeValidator(_integral), Field(ge=2)]
+Count = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=_MOST)]
+Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=_MOST)]
+TwoOrMore = Annotated[int, BeforeValidator(_integral), Field(ge=2, le=_MOST)]
+Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=2**32 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e20)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-Layers = Annotated[list[Positive], Field(min_length=1)]
+Layers = Annotated[list[Annotated[Positive, Field(le=10**6)]], Field(min_length=1, max_length=100)]
+FilePath = Annotated[str, AfterValidator(check_path)]
+Column = Annotated[str, AfterValidator(_column)]
 Cells = Annotated[Any, AfterValidator(_cells), WithJsonSchema({"type": "number", "minimum": 0})]
 GenesOrNumber = Annotated[
     Any, AfterValidator(_genes_or_number), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
+]
+GenesOrDeviation = Annotated[
+    Any, AfterValidator(_genes_or_deviation), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
 ]
 RawInput = Annotated[
     Any,
