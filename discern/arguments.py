@@ -24,7 +24,8 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 _Tiny = Annotated[float, Field(ge=1e-37, le=1e6)]
 _Above = Annotated[float, Field(ge=1e-30, le=1e20)]
 _Below = Annotated[float, Field(le=0, ge=-1e6)]
-_Axis = Literal[-1, 0, 1]
+_Axis = Annotated[int, Field(ge=-1, le=1)]
+_Strength = Annotated[float, Field(ge=0, le=1e6)]
 _Metric = Annotated[str, Field(min_length=1, max_length=100)]
 _Mode = Literal["min", "max"]
 _Points = list[dict[str, Any]]
@@ -33,14 +34,14 @@ _Points = list[dict[str, Any]]
 
 _ALL_OPTIMIZERS: dict[str, Any] = {
     "name": _Name | None,
-    "weight_decay": Weight | None,
+    "weight_decay": Annotated[float, Field(ge=0, le=100)] | None,
     "clipnorm": _Above | None,
     "clipvalue": _Above | None,
     "global_clipnorm": _Above | None,
     "use_ema": bool,
     "ema_momentum": Share,
     "ema_overwrite_frequency": Positive | None,
-    "loss_scale_factor": _Above | None,
+    "loss_scale_factor": Annotated[float, Field(ge=1e-6, le=1e6)] | None,
     "gradient_accumulation_steps": TwoOrMore | None,
 }
 _MOMENTS: dict[str, Any] = {"beta_1": _Decay, "beta_2": _Decay, "epsilon": _Tiny}
@@ -53,17 +54,17 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
         "clip_threshold": _Above,
         "relative_step": bool,
     },
-    "Adagrad": {"initial_accumulator_value": Weight, "epsilon": _Tiny},
+    "Adagrad": {"initial_accumulator_value": _Strength, "epsilon": _Tiny},
     "Adam": _MOMENTS | {"amsgrad": bool},
-    "AdamW": _MOMENTS | {"amsgrad": bool},
+    "AdamW": _MOMENTS | {"amsgrad": bool, "weight_decay": _Strength},
     "Adamax": _MOMENTS,
     "Ftrl": {
         "learning_rate_power": _Below,
-        "initial_accumulator_value": Weight,
-        "l1_regularization_strength": Weight,
-        "l2_regularization_strength": Weight,
-        "l2_shrinkage_regularization_strength": Weight,
-        "beta": Weight,
+        "initial_accumulator_value": _Strength,
+        "l1_regularization_strength": _Strength,
+        "l2_regularization_strength": _Strength,
+        "l2_shrinkage_regularization_strength": _Strength,
+        "beta": _Strength,
     },
     "Lamb": _MOMENTS,
     "Lion": {"beta_1": Annotated[float, Field(gt=0, lt=1)], "beta_2": _Decay},
@@ -123,7 +124,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
     | {"alpha": Share, "gamma": Annotated[float, Field(ge=0, le=100)]},
     "CosineSimilarity": {"axis": _Axis},
     "Huber": {"delta": Weight},
-    "Tversky": {"alpha": Weight, "beta": Weight, "axis": _Axis | None},
+    "Tversky": {"alpha": Weight, "beta": _Strength, "axis": _Axis | None},
 }
 _REGULARIZERS: dict[str, dict[str, Any]] = {
     "L1": {"l1": Weight},

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern import progress
+from discern.capacity import check_network_fits
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError
 from discern.estimators import losses, optimizers, utilities_wae, weights
@@ -177,6 +178,7 @@ class DISCERN:
             n_labels: Number of batches.
             scale: Number of training cells in all, the T of MMD++.
         """
+        check_network_fits(self.encoder_config, self.decoder_config, self.latent_dim, n_genes, n_labels)
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         common = {"activation_fn": self.activation_fn, "n_labels": n_labels, "dtype": self.precision}

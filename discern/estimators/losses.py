@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.estimators.fused import with_gradient
+from discern.names import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -221,6 +222,8 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
         raise UnknownNameError(f"reconstruction_loss needs the key 'name', for example 'HuberLoss'; it has {loss_type}")
     name = arguments.pop("name")
     known = _loss_classes()
+    if isinstance(name, str) and "." in name:
+        name = look_up(name, "loss").attribute
     try:  # a short or function name: "mse" and "mean_squared_error" are MeanSquaredError
         canonical = keras.losses.get(name).__name__.replace("_", "")
     except (AttributeError, ValueError):
@@ -231,7 +234,7 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
         raise UnknownNameError(f"reconstruction_loss: there is no loss {name!r}{nearest(name, names)}")
     try:
         return loss_class(**arguments)
-    except TypeError as error:
+    except Exception as error:
         raise InvalidInputError(f"reconstruction_loss: {name} cannot be made from {arguments}: {error}") from error
 
 

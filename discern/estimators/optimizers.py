@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from discern.arguments import taken_by
 from discern.errors import InvalidInputError, UserError
 from discern.functions import get_function_by_name
 
@@ -46,8 +47,11 @@ def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer
     decay = config.pop("learning_decay", None)
     lookahead = config.pop("Lookahead", False)
     if decay:
-        decay = {"initial_learning_rate": config.get("learning_rate", 1e-3), **decay}
-        config["learning_rate"] = _make(decay.pop("name"), decay)
+        name = decay["name"]
+        arguments = {key: value for key, value in decay.items() if key != "name"}
+        if "initial_learning_rate" in taken_by(name, "schedule"):
+            arguments = {"initial_learning_rate": config.get("learning_rate", 1e-3), **arguments}
+        config["learning_rate"] = _make(name, arguments)
     optimizer = _make(algorithm, config)
     return Lookahead(optimizer) if lookahead else optimizer
 
@@ -57,9 +61,9 @@ def _make(name: str, arguments: Mapping[str, Any]) -> Any:
     function = get_function_by_name(name)
     try:
         return function(**arguments)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:
         raise InvalidInputError(f"{function.__name__} does not take {dict(arguments)}: {error}") from error
 
 

@@ -379,7 +379,7 @@ def _regularizer(
         raise InvalidInputError(f"conditional_regularization: there is no regulariser {name!r}{nearest(name, known)}")
     try:
         return regularizer(**arguments)
-    except TypeError as error:
+    except Exception as error:
         raise InvalidInputError(
             f"conditional_regularization: {name} cannot be made from {arguments}: {error}"
         ) from error
