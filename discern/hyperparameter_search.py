@@ -20,6 +20,7 @@ from discern.cluster import connected
 from discern.config import canonical_experiment, load_search
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
 from discern.files import locked, replacing
+from discern.origin import check_own, make_own
 from discern.search_space import (
     examples,
     plan,
@@ -58,6 +59,9 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
 
     Raises:
         UnsupportedError: if Ray is not installed.
+
+    A search is resumed only if this user has started it on this machine (see `discern.origin`): what Ray wrote for that
+    is pickled, so that a folder from elsewhere could run any code.
     """
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("a hyperparameter search needs Ray, which is not installed: pip install 'discern[tune]'")
@@ -87,6 +91,7 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     folder = parameters.folder(name).absolute()
     if resume:
         run = _newest_run(folder)
+        check_own(run)
         inputs = json.loads((run / _INPUTS).read_text())
         search, experiment = inputs["search"], inputs["experiment"]
     else:
@@ -102,6 +107,7 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
     analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
     with connected(search.get("setup", {})):
         if not resume:
+            make_own(run)
             with replacing(run / _INPUTS) as partial:
                 partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
         results = _tuner(run, search, experiment, planned, analysis, resume).fit()
