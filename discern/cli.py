@@ -177,10 +177,12 @@ def train(parameters: Path, ray_address: str | None) -> int:
     loaded = _load(parameters)
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
+    from discern.edits import take_over_edits
     from discern.estimators.run_exp import DISCERNRunner, run_train
 
+    loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(func=run_train, parameters=loaded, kwargs={})
-    return _close(results, f"discern project {parameters} --metadata batch:NAME")
+    return _close(results | failed, f"discern project {parameters} --metadata batch:NAME")
 
 
 @cli.command()
@@ -227,6 +229,7 @@ def project(
         _check_file(filename)
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
+    from discern.edits import take_over_edits
     from discern.estimators.run_exp import DISCERNRunner, run_projection
 
     kwargs = {
@@ -238,10 +241,11 @@ def project(
         "dtype": dtype,
         "suffix": f".{suffix.removeprefix('.')}",
     }
+    loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(
         func=run_projection, parameters=loaded, kwargs=kwargs
     )
-    return _close(results, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
+    return _close(results | failed, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
 
 
 @cli.command()
@@ -256,16 +260,18 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
     from discern import evaluation
+    from discern.edits import take_over_edits
     from discern.estimators.run_exp import DISCERNRunner
     from discern.results import EvaluationResult, summary
 
     kwargs = {"reference": reference, "sources": source, "label": label}
+    loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug())(func=evaluation.evaluate, parameters=loaded, kwargs=kwargs)
     for name, paths in results.items():
         if not isinstance(paths, Exception):
             figures = json.loads((paths[0].parent / "evaluation.json").read_text())
             click.echo(page(f"{name}:\n{summary(EvaluationResult.from_json(figures))}"))
-    return _close(results, "open report.html in a browser")
+    return _close(results | failed, "open report.html in a browser")
 
 
 @cli.command()
@@ -287,11 +293,13 @@ def onlinetraining(parameters: Path, filename: tuple[Path, ...], freeze: bool, f
         _check_file(file)
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
+    from discern.edits import take_over_edits
     from discern.online_learning import OnlineDISCERNRunner, online_training
 
     kwargs = {"filename": filename, "freeze": freeze, "fill_missing_genes": fill_missing_genes}
+    loaded, failed = take_over_edits(loaded)
     results = OnlineDISCERNRunner(debug=_debug(), gpus=None)(func=online_training, parameters=loaded, kwargs=kwargs)
-    return _close(results, f"discern project {parameters} --metadata batch:NAME")
+    return _close(results | failed, f"discern project {parameters} --metadata batch:NAME")
 
 
 @cli.command()
@@ -304,8 +312,10 @@ def optimize(parameters: Path, resume: bool) -> int:
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
     from discern import hyperparameter_search
+    from discern.edits import take_over_edits
 
-    return _close(hyperparameter_search.optimize(loaded, resume=resume))
+    loaded, failed = take_over_edits(loaded)
+    return _close(hyperparameter_search.optimize(loaded, resume=resume) | failed)
 
 
 @cli.command()

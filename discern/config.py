@@ -296,7 +296,7 @@ def _check_names(names: Collection[str]) -> None:
             )
             if unfit or name == "discern.log":
                 raise InvalidInputError(
-                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {shown(name)}"
+                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {name[:100]!r}"
                 )
         for other in names:
             if other.startswith(f"{name}/"):

@@ -17,6 +17,7 @@ from anndata.io import read_elem
 
 from discern.blocks import memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
+from discern.edits import describe_edits
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.functions import available_cpus, number_of_epochs
 from discern.reading import dataset_name, read_raw_input
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     import anndata
     import pandas as pd
+
+    from discern.config import Parameters
 
 _USUAL_COLUMNS = (
     *("batch", "sample", "sample_id", "donor", "donor_id", "patient", "library", "orig.ident", "dataset", "study"),
@@ -368,6 +371,8 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
     }.items():
         if (folder / name).exists():
             yield _line("also", f"{name}: {words}")
+    if edited := _edits(folder, load_parameters(file)):
+        yield _line("edited", edited)
     yield from (_line("run", run) for run in _runs(folder))
     yield from (_line("next", command) for command in _next(folder, file, obs, bool(models)))
 
@@ -442,12 +447,21 @@ def _runs(folder: Path) -> Iterator[str]:
                 yield f"{time} {command}: {outcome} ({versions[process]})"
 
 
+def _name_of(folder: Path, parameters: Parameters) -> str:
+    return next(name for name in parameters.experiments if parameters.folder(name).absolute() == folder.absolute())
+
+
+def _edits(folder: Path, parameters: Parameters) -> str:
+    return describe_edits(parameters, _name_of(folder, parameters))
+
+
 def _ends(level: str, text: str) -> bool:
     return level == "ERROR" or ": wrote " in text
 
 
 def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
-    training = load_parameters(file).experiments[folder.name]["training"]
+    parameters = load_parameters(file)
+    training = parameters.experiments[_name_of(folder, parameters)]["training"]
     epochs, wanted = _epochs(folder / "job"), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")

@@ -228,6 +228,8 @@ class DISCERNRunner:
             For each experiment the files written, or the exception that ended it.
         """
         folders = {name: parameters.folder(name) for name in parameters.experiments}
+        if not folders:
+            return {}
         if self.debug:
             name = next(iter(folders))
             return {name: _locked_run(folders[name], func, kwargs)}
