@@ -120,8 +120,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
     "BinaryFocalCrossentropy": _PROBABILITIES
     | {"apply_class_balancing": bool, "alpha": Share, "gamma": Annotated[float, Field(ge=0, le=100)]},
     "CategoricalCrossentropy": _PROBABILITIES,
-    "CategoricalFocalCrossentropy": _PROBABILITIES
-    | {"alpha": Share, "gamma": Annotated[float, Field(ge=0, le=100)]},
+    "CategoricalFocalCrossentropy": _PROBABILITIES | {"alpha": Share, "gamma": Annotated[float, Field(ge=0, le=100)]},
     "CosineSimilarity": {"axis": _Axis},
     "Huber": {"delta": Weight},
     "Tversky": {"alpha": Weight, "beta": _Strength, "axis": _Axis | None},

@@ -133,7 +133,9 @@ def load_search(path: Path) -> dict[str, Any]:
         _check_search_space(content["search_space"], Experiment, ("search_space",))
         for key in content["search_space"]:
             if key not in ("model", "training"):
-                raise InvalidInputError(f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed")
+                raise InvalidInputError(
+                    f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed"
+                )
     return content | {"setup": parsed.setup.given()}
 
 
@@ -206,7 +208,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except RecursionError:
-        raise InvalidInputError(f"{path}: not valid JSON for this program: objects are nested more than {_DEEPEST} deep") from None
+        raise InvalidInputError(
+            f"{path}: not valid JSON for this program: objects are nested more than {_DEEPEST} deep"
+        ) from None
     except ValueError as error:
         raise InvalidInputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -255,7 +259,9 @@ def _takes_argument(section: type[Section], key: str) -> bool:
 def _check_texts(tree: Any, place: tuple[Any, ...]) -> None:
     """Refuse what no part of a file has a use for: deep nesting, and text that cannot be written anywhere."""
     if len(place) > _DEEPEST:
-        raise InvalidInputError(f"{_dotted(place[:3])}...: not valid JSON for this program: objects are nested more than {_DEEPEST} deep")
+        raise InvalidInputError(
+            f"{_dotted(place[:3])}...: not valid JSON for this program: objects are nested more than {_DEEPEST} deep"
+        )
     entries: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, dict):
         entries = tree.items()
@@ -292,7 +298,11 @@ def _check_names(names: Collection[str]) -> None:
     for name in names:
         for part in name.split("/"):
             unfit = (
-                not part.strip() or part.startswith(".") or "\\" in part or has_control(part) or len(part.encode()) > 200
+                not part.strip()
+                or part.startswith(".")
+                or "\\" in part
+                or has_control(part)
+                or len(part.encode()) > 200
             )
             if unfit or name == "discern.log":
                 raise InvalidInputError(

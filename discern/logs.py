@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import logging.handlers
 import os
@@ -36,6 +37,8 @@ class _Terminal(logging.Handler):
         text = one_line(prefix + record.getMessage())
         if self.tracebacks and record.exc_info:
             text += "\n" + page(logging.Formatter().formatException(record.exc_info))
+        elif self.tracebacks and record.exc_text:
+            text += "\n" + record.exc_text
         with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
             print(text, file=sys.stderr, flush=True)
 
@@ -43,12 +46,30 @@ class _Terminal(logging.Handler):
 class _Lines(logging.Formatter):
     """One line a message, whatever names from files are in it; tracebacks below."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)
+        if record.exc_info:
+            record.exc_text = None  # another formatter's, with whatever the exception says
+        return super().format(record)
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = one_line(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
         return page(super().formatException(ei))
+
+
+class _Forward(logging.handlers.QueueHandler):
+    """Put records into a queue, with the traceback as a text."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        trace = page(logging.Formatter().formatException(record.exc_info)) if record.exc_info else None
+        record = copy.copy(record)
+        record.exc_info = record.exc_text = None
+        record = super().prepare(record)
+        record.exc_text = trace
+        return record
 
 
 class _Dispatch(logging.Handler):
@@ -134,7 +155,7 @@ def listening(queue: Any) -> Iterator[None]:
 
 def forward(queue: Any, label: str) -> None:
     """Send all messages and warnings of this process, headed by `label`, to the one that made the queue."""
-    handler = logging.handlers.QueueHandler(queue)
+    handler = _Forward(queue)
     handler.setFormatter(logging.Formatter(f"{label.replace('%', '%%')}: %(message)s"))
     _ROOT.handlers[:] = [handler]
     logging.getLogger("discern").setLevel(logging.DEBUG)

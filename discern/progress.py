@@ -62,7 +62,9 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             # What is left of the line: on a narrow terminal the end of the detail is cut, not the bar and the time.
-            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.fields[detail]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
         )
         with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
             task = bar.add_task(visible(description), total=total, detail="")

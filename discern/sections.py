@@ -41,6 +41,7 @@ from discern.values import (
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
 
+
 class Section(BaseModel):
     """Part of a file: strict types, no unknown keys."""
 
@@ -88,7 +89,9 @@ class FixedScaling(Section):
     @model_validator(mode="after")
     def _check_deviation(self) -> FixedScaling:
         if (0 if self.var == "genes" else self.var) + self.add_to_var < (0 if self.var == "genes" else 1e-8):
-            raise Refused(f"expected a positive standard deviation, got var {self.var} and add_to_var {self.add_to_var}")
+            raise Refused(
+                f"expected a positive standard deviation, got var {self.var} and add_to_var {self.add_to_var}"
+            )
         return self
 
 
@@ -117,6 +120,14 @@ class InputDs(Section):
     scale: Scale = Scale()
     split: Split = Split()
     n_cpus_preprocessing: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "clustering" not in data:
+            return data
+        warnings.warn("input_ds.clustering of old files has no effect: left out", stacklevel=1)
+        return {key: value for key, value in data.items() if key != "clustering"}
 
 
 class Regularizer(WithArguments):
@@ -223,13 +234,17 @@ def _translate_old_spellings(model: Any) -> Any:
     return model
 
 
+_PARTS = ("", "decoder_counts_", "decoder_dropouts_", "mmdpp_", "sigma_regularization_", "batch_mmd_")
+_MONITORS = tuple(f"{cells}{part}loss" for cells in ("val_", "") for part in _PARTS)
+
+
 class EarlyStopping(Section):
     """When training stops; the arguments of `DelayedEarlyStopping`."""
 
     delay: Count | None = None
     min_delta: Weight | None = None
     patience: Count | None = None
-    monitor: str | None = None
+    monitor: Literal[_MONITORS] | None = None  # type: ignore[valid-type]
     verbose: Count | None = None
     mode: Literal["auto", "min", "max"] | None = None
     baseline: Annotated[float, Field(ge=-1e20, le=1e20)] | None = None
@@ -243,6 +258,8 @@ class EarlyStopping(Section):
             if self.delay is not None:
                 raise Refused("'delay' and 'start_from_epoch' mean the same: give one", UnknownNameError)
             self.delay, self.start_from_epoch = self.start_from_epoch, None
+        if self.monitor not in (None, "loss", "val_loss") and self.mode in (None, "auto"):
+            self.mode = "min"  # which Keras cannot tell from the name
         return self
 
 
@@ -335,7 +352,14 @@ _STATES = ("epochs", "early_stopped", "reached_max_step", "diverged", "training_
 _LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET")
 # Arguments of ray.init, of this or an earlier Ray, without which a search runs as well.
 _WITHOUT_EFFECT = (
-    *("configure_logging", "driver_object_store_memory", "ignore_reinit_error", "include_webui", "labels", "local_mode"),
+    *(
+        "configure_logging",
+        "driver_object_store_memory",
+        "ignore_reinit_error",
+        "include_webui",
+        "labels",
+        "local_mode",
+    ),
     *("logging_format", "lru_evict", "memory", "_memory", "redis_max_memory", "webui_host"),
 )
 

@@ -14,7 +14,9 @@ LONGEST_MESSAGE = 2_000
 
 # C0 and C1 controls, marks and overrides of the direction of writing, invisible characters, line separators, what is no
 # character at all.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 _FORMULA = ("=", "+", "-", "@")
 _QUOTE = "'"
 _LONGEST_PART = 150  # bytes; a file name may have 255

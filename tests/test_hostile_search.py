@@ -51,7 +51,13 @@ def test_what_setup_could_do_harm_with_is_refused_by_name(tmp_path: Path, key: s
 
 
 def test_setup_says_where_ray_runs(tmp_path: Path) -> None:
-    setup = {"address": "127.0.0.1:6379", "_redis_password": "x", "num_cpus": 2, "logging_level": "INFO", "namespace": "n"}
+    setup = {
+        "address": "127.0.0.1:6379",
+        "_redis_password": "x",
+        "num_cpus": 2,
+        "logging_level": "INFO",
+        "namespace": "n",
+    }
     assert _load(tmp_path, setup=setup)["setup"] == setup
 
 
@@ -79,9 +85,7 @@ def test_the_name_of_a_run_is_a_plain_folder(tmp_path: Path, name: str) -> None:
         ("searcher", "ray.tune.search.hyperopt.HyperOptSearch", "space"),
     ],
 )
-def test_arguments_that_take_code_or_places_are_refused(
-    tmp_path: Path, section: str, name: str, argument: str
-) -> None:
+def test_arguments_that_take_code_or_places_are_refused(tmp_path: Path, section: str, name: str, argument: str) -> None:
     with pytest.raises(InvalidInputError, match=f"{section}: '{argument}' is refused"):
         _load(tmp_path, **{section: {"name": name, argument: "os.system"}})
 
@@ -93,7 +97,10 @@ def test_arguments_that_take_code_or_places_are_refused(
         ({"train_spec": {"stop": {"auc": "x"}}}, r"stop: auc: expected a number"),
         ({"train_spec": {"resources_per_trial": {"cpu": 1e300}}}, r"resources_per_trial\.cpu: expected 100000 or less"),
         ({"analysis": {"metric": "__class__"}}, r"analysis\.metric: there is no figure"),
-        ({"scheduler": {"name": "ray.tune.schedulers.ASHAScheduler", "metric": "x"}}, "scheduler: there is no figure 'x'"),
+        (
+            {"scheduler": {"name": "ray.tune.schedulers.ASHAScheduler", "metric": "x"}},
+            "scheduler: there is no figure 'x'",
+        ),
         ({"scheduler": {"name": "ray.tune.schedulers.ASHAScheduler", "max_t": -1}}, "scheduler: max_t: expected 1 or"),
         ({"search_space": {"input_ds": {"scale": {"LSN": SPACE["model"]["wae_lambda"]}}}}, "expected keys of 'model'"),
     ],
