@@ -182,7 +182,7 @@ def train(parameters: Path, ray_address: str | None) -> int:
 
     loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(func=run_train, parameters=loaded, kwargs={})
-    return _close(results | failed, f"discern project {parameters} --metadata batch:NAME")
+    return _close({**results, **failed}, f"discern project {parameters} --metadata batch:NAME")
 
 
 @cli.command()
@@ -245,7 +245,7 @@ def project(
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(
         func=run_projection, parameters=loaded, kwargs=kwargs
     )
-    return _close(results | failed, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
+    return _close({**results, **failed}, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
 
 
 @cli.command()
@@ -271,7 +271,7 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
         if not isinstance(paths, Exception):
             figures = json.loads((paths[0].parent / "evaluation.json").read_text())
             click.echo(page(f"{name}:\n{summary(EvaluationResult.from_json(figures))}"))
-    return _close(results | failed, "open report.html in a browser")
+    return _close({**results, **failed}, "open report.html in a browser")
 
 
 @cli.command()
@@ -299,7 +299,7 @@ def onlinetraining(parameters: Path, filename: tuple[Path, ...], freeze: bool, f
     kwargs = {"filename": filename, "freeze": freeze, "fill_missing_genes": fill_missing_genes}
     loaded, failed = take_over_edits(loaded)
     results = OnlineDISCERNRunner(debug=_debug(), gpus=None)(func=online_training, parameters=loaded, kwargs=kwargs)
-    return _close(results | failed, f"discern project {parameters} --metadata batch:NAME")
+    return _close({**results, **failed}, f"discern project {parameters} --metadata batch:NAME")
 
 
 @cli.command()
@@ -315,7 +315,7 @@ def optimize(parameters: Path, resume: bool) -> int:
     from discern.edits import take_over_edits
 
     loaded, failed = take_over_edits(loaded)
-    return _close(hyperparameter_search.optimize(loaded, resume=resume) | failed)
+    return _close({**hyperparameter_search.optimize(loaded, resume=resume), **failed})
 
 
 @cli.command()
