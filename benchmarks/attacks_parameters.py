@@ -2,8 +2,8 @@
 
     python benchmarks/attacks_parameters.py --files 2000 --runs 40 --seed 0
 
-A mutation swaps a type, puts an extreme number, odd text or deep nesting in the place of a value, or takes a key away. An
-answer is bad if it is anything but a result or a `UserError` in one visible line: another exception, a hang, more than
+A mutation swaps a type, puts an extreme number, odd text or deep nesting in the place of a value, or takes a key away.
+An answer is bad if it is anything but a result or a `UserError` in one visible line: another exception, a hang, more than
 2,000 characters. Prints each bad answer and the counts; exit code 1 if there was one.
 """
 
@@ -17,15 +17,17 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from discern import config
 from discern.errors import UserError
 from discern.text import LONGEST_MESSAGE, has_control, message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -250,7 +252,7 @@ def run_all(path: Path) -> None:
 
 
 def attack_runs(count: int, seed: int, folder: Path) -> tuple[int, list[str]]:
-    """Run files with one mutated value of a small experiment that are accepted; returns how many, and the bad answers."""
+    """Run mutated files of a small experiment that are accepted; returns how many, and the bad answers."""
     generator = random.Random(seed)
     cells, bad, ran, number = folder / "cells.h5ad", [], 0, 0
     write_cells(cells)
@@ -266,7 +268,7 @@ def attack_runs(count: int, seed: int, folder: Path) -> tuple[int, list[str]]:
         except UserError:
             continue
         ran += 1
-        if wrong := verdict(lambda: run_all(path)):
+        if wrong := verdict(lambda path=path: run_all(path)):
             bad.append(f"{done}: {wrong}")
     return ran, bad
 

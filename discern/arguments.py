@@ -1,7 +1,7 @@
 """The arguments of the classes that a file may name: which class takes which, and what may stand there.
 
-Keras, TensorFlow and Ray find out about a wrong argument when the class is called, or in the middle of a training, or not
-at all. Here it is found when the file is read, and none of these libraries is loaded for it.
+Keras, TensorFlow and Ray find out about a wrong argument when the class is called, or in the middle of a training, or
+not at all. Here it is found when the file is read, and none of these libraries is loaded for it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def check_network_fits(
     if needed > there:
         raise InvalidInputError(
             f"model: a network with layers {encoder['layers']} and {decoder['layers']}, latent_dim {latent_dim} and "
-            f"{n_genes:,} genes needs about {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB: make it smaller"
+            f"{n_genes:,} genes needs about {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB: "
+            "make it smaller"
         )
 
 

@@ -306,7 +306,8 @@ def _check_names(names: Collection[str]) -> None:
             )
             if unfit or name == "discern.log":
                 raise InvalidInputError(
-                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), got {name[:100]!r}"
+                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), "
+                    f"got {name[:100]!r}"
                 )
         for other in names:
             if other.startswith(f"{name}/"):

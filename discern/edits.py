@@ -98,8 +98,8 @@ def _check(parameters: Parameters, name: str, changed: Mapping[str, tuple[Any, A
             )
         if key.startswith("model.") and not _is_free(key) and _has_weights(folder):
             raise InvalidInputError(
-                f"{values}, but the model in {folder / 'job'} was trained with {shown(before)}: put the old value back, or "
-                "move the folder away to train a new one"
+                f"{values}, but the model in {folder / 'job'} was trained with {shown(before)}: put the old value "
+                "back, or move the folder away to train a new one"
             )
 
 

@@ -1,7 +1,7 @@
 """Whether a folder is the one that this user made on this machine.
 
-What Ray leaves for `--resume` is pickled, so that reading it runs what it says. A folder that came from elsewhere, in an
-archive or on a shared disk, must not get that far. Each search is entered, with a random token, in the user's own state
+What Ray leaves for `--resume` is pickled, so that reading it runs what it says. A folder that came from elsewhere, in
+an archive or on a shared disk, must not get that far. Each search is entered, with a random token, in the user's own state
 folder (`$XDG_STATE_HOME/discern`, by default `~/.local/state/discern`), where nobody else can write.
 """
 
@@ -52,8 +52,8 @@ def check_own(folder: Path) -> None:
     reason = _reason_against(folder)
     if reason:
         raise InvalidInputError(
-            f"{folder}: {reason}, and going on with it would run whatever lies in its files: start a new search, without "
-            "--resume"
+            f"{folder}: {reason}, and going on with it would run whatever lies in its files: start a new search, "
+            "without --resume"
         )
 
 

@@ -412,8 +412,8 @@ class Setup(Section):
                 warnings.warn(f"setup.{key}: left out, it has no effect", stacklevel=1)
             elif key not in known:
                 raise Refused(
-                    f"{key!r} is refused: a search file may say where Ray runs and with what, not what it runs or where "
-                    f"it writes{nearest(str(key), known)}"
+                    f"{key!r} is refused: a search file may say where Ray runs and with what, not what it runs or "
+                    f"where it writes{nearest(str(key), known)}"
                 )
         return {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
 

@@ -98,8 +98,8 @@ def file_part(name: str, unique: bool = False) -> str:
 def cell(value: Any) -> Any:
     r"""Return a value for a csv table that no spreadsheet takes for a formula; `from_cell` turns it back.
 
-    A text that begins with `=`, `+`, `-`, `@` or `'`, or holds control characters, gets a `'` in front; in it, a backslash
-    is doubled and control characters are written out.
+    A text that begins with `=`, `+`, `-`, `@` or `'`, or holds control characters, gets a `'` in front; in it, a
+    backslash is doubled and control characters are written out.
 
     Example:
         >>> cell("=1+1"), cell("CD3"), cell(-1.5), from_cell(cell("'\t\\"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +16,7 @@ from discern.edits import take_over_edits
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable
 
     import anndata as ad

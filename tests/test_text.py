@@ -8,7 +8,6 @@ import logging
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from discern.evaluation import _write_table
 from discern.text import LONGEST_MESSAGE, cell, from_cell, has_control, message, page, visible
 
 if TYPE_CHECKING:
+    import pytest
     from pathlib import Path
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202ecod\x00\r\n\x9b31m"
