@@ -3,8 +3,8 @@
     python benchmarks/attacks_parameters.py --files 2000 --runs 40 --seed 0
 
 A mutation swaps a type, puts an extreme number, odd text or deep nesting in the place of a value, or takes a key away.
-An answer is bad if it is anything but a result or a `UserError` in one visible line: another exception, a hang, more than
-2,000 characters. Prints each bad answer and the counts; exit code 1 if there was one.
+An answer is bad if it is anything but a result or a `UserError` in one visible line: another exception, a hang, more
+than 2,000 characters. Prints each bad answer and the counts; exit code 1 if there was one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 

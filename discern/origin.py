@@ -1,8 +1,8 @@
 """Whether a folder is the one that this user made on this machine.
 
 What Ray leaves for `--resume` is pickled, so that reading it runs what it says. A folder that came from elsewhere, in
-an archive or on a shared disk, must not get that far. Each search is entered, with a random token, in the user's own state
-folder (`$XDG_STATE_HOME/discern`, by default `~/.local/state/discern`), where nobody else can write.
+an archive or on a shared disk, must not get that far. Each search is entered, with a random token, in the user's own
+state folder (`$XDG_STATE_HOME/discern`, by default `~/.local/state/discern`), where nobody else can write.
 """
 
 from __future__ import annotations

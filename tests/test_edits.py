@@ -16,8 +16,8 @@ from discern.edits import take_over_edits
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable
+    from pathlib import Path
 
     import anndata as ad
 

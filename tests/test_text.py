@@ -16,8 +16,9 @@ from discern.evaluation import _write_table
 from discern.text import LONGEST_MESSAGE, cell, from_cell, has_control, message, page, visible
 
 if TYPE_CHECKING:
-    import pytest
     from pathlib import Path
+
+    import pytest
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202ecod\x00\r\n\x9b31m"
 
