@@ -66,6 +66,9 @@ def merge_data_sets(
 
 def batch_key(names: Iterable[str]) -> dict[str, str]:
     """Number the batches; the keys are text, as h5ad files know no others."""
+    names = list(names)
+    if any(not str(name).strip() for name in names):
+        raise InvalidInputError("some cells have an empty text as their batch: give these cells a name")
     return {str(code): name for code, name in enumerate(names)}
 
 

@@ -201,3 +201,10 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path, seed: int
 def test_mutated_experiments_run_or_are_refused_in_one_line(tmp_path: Path, seed: int) -> None:
     _, bad = attacks_parameters.attack_runs(40, seed, tmp_path)
     assert not bad
+
+
+def test_an_empty_batch_name_is_refused_when_cells_are_read() -> None:
+    from discern.merging import batch_key
+
+    with pytest.raises(InvalidInputError, match="empty text as their batch"):
+        batch_key(["a", ""])

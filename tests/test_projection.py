@@ -228,6 +228,17 @@ class TestFileName:
         assert name.startswith("projected_to_average_")
         assert name.endswith(".h5ad")
 
+    def test_no_two_projections_of_the_same_cells_share_a_name(self) -> None:
+        batches = ["Donor 1/A", "Donor_1_A", "Donor 1 A", "x" * 300, "x" * 301, "T"]
+        obs = pd.DataFrame({"cell": ["type_T"] * 6, "cell_type": ["T"] * 6, "batch": batches})
+        targets = [("batch", name) for name in ["", *batches]] + [
+            (column, value) for column in ("cell", "cell_type") for value in ("", "T", "type_T")
+        ]
+        names = [file_name(*target, obs=obs) for target in targets]
+        assert len(set(names)) == len(set(targets))
+        assert max(len(name) for name in names) < 200
+        assert file_name("batch", "Donor_1_A", obs=obs) == "projected_to_average_batch_Donor_1_A.h5ad"
+
 
 def test_importing_it_loads_no_tensorflow() -> None:
     code = "import sys, discern.projection; print('tensorflow' in sys.modules, 'pandas' in sys.modules)"
