@@ -77,6 +77,19 @@ class _Command(click.Command):
         return super().invoke(ctx)
 
 
+class _FilePath(click.Path):
+    """A path that a file system can have."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        encoded = os.fsencode(value)
+        if not encoded or len(encoded) > 4000 or any(len(part) > 255 for part in encoded.split(b"/")):
+            self.fail(f"expected a path, got one of {len(encoded)} bytes", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class _Group(_OneLineErrors, click.Group):
     command_class = _Command
 
@@ -115,7 +128,7 @@ _ray = click.option(
     metavar="ADDRESS",
     help="Hand each experiment to the Ray cluster with this head node (HOST:PORT, or auto).",
 )
-_parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=click.Path(path_type=Path))
+_parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=_FilePath())
 
 
 @click.group(
@@ -196,7 +209,7 @@ def train(parameters: Path, ray_address: str | None) -> int:
 @click.option("--all-batches", is_flag=True, help="The same as --metadata batch:B for each batch B.")
 @click.option(
     "--filename",
-    type=click.Path(path_type=Path),
+    type=_FilePath(),
     metavar="H5AD",
     help="Processed cells to project in place of the experiment's own.",
 )
@@ -280,7 +293,7 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
     "--filename",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=_FilePath(),
     help="Raw file of the new cells. Repeatable.",
 )
 @click.option("--freeze", is_flag=True, help="Train only the layers whose shapes changed.")
@@ -321,7 +334,7 @@ def optimize(parameters: Path, resume: bool) -> int:
 @cli.command()
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=_FilePath(),
     default="discern-demo",
     show_default=True,
     help="Folder for all that is written.",
@@ -338,12 +351,10 @@ def demo(output: Path) -> None:
 
 
 @cli.command()
-@click.argument("files", metavar="A.h5ad B.h5ad ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="A.h5ad B.h5ad ...", nargs=-1, required=True, type=_FilePath())
 @click.option("--batch-column", metavar="COLUMN", help="obs column with the batch; by default it is looked for.")
 @click.option("--reference", metavar="BATCH", help="Batch to project to; by default the one with most genes per cell.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default="parameters.json", show_default=True, help="File to write."
-)
+@click.option("--output", type=_FilePath(), default="parameters.json", show_default=True, help="File to write.")
 @_everywhere
 def init(files: tuple[Path, ...], batch_column: str | None, reference: str | None, output: Path) -> None:
     """Write a parameter file that fits raw files, and say what was chosen and why."""
@@ -353,7 +364,7 @@ def init(files: tuple[Path, ...], batch_column: str | None, reference: str | Non
 
 
 @cli.command()
-@click.argument("experiment", metavar="EXPERIMENT", type=click.Path(path_type=Path))
+@click.argument("experiment", metavar="EXPERIMENT", type=_FilePath())
 @_everywhere
 def info(experiment: Path) -> None:
     """Say what an experiment's folder holds, what was run, and what can be run next."""
@@ -372,7 +383,7 @@ def schema() -> None:
 
 
 @click.command(cls=_Script)
-@click.argument("files", metavar="A.json B.json ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="A.json B.json ...", nargs=-1, required=True, type=_FilePath())
 def merge_parameter(files: tuple[Path, ...]) -> None:
     """Print one parameter file with the experiments of all files."""
     from discern import config

@@ -204,6 +204,8 @@ def write_parameters(
     """
     if output.exists():
         raise InvalidInputError(f"{output}: exists already; name another file with --output, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise MissingFileError(f"{output}: there is no folder {output.parent} to write it to")
     found = survey(files, batch_column)
     batches = list(found.genes_per_cell)
     if reference is not None and reference not in batches:

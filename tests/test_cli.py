@@ -426,3 +426,26 @@ def test_a_real_interruption(golden_file: Path) -> None:
     assert "Traceback" not in rest
     assert not Path("runs/cells").exists()
     assert [path.name for path in Path("runs").iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["process", "x" * 5000],
+        ["info", "x" * 300],
+        ["info", ""],
+        ["init", "--output", "y" * 300 + ".json", "raw.h5ad"],
+        ["init", "--output", "no/such/folder.json", "raw.h5ad"],
+        ["init", "--output", "p.json/below", "raw.h5ad"],
+        ["demo", "--output", "z" * 300],
+        ["project", "--filename", "x" * 300, "p.json"],
+        ["\x1b[31mcommand"],
+    ],
+)
+def test_a_path_that_cannot_be_is_told_in_one_short_line(arguments: list[str]) -> None:
+    done = CliRunner().invoke(cli.cli, arguments)
+    assert done.exit_code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert len(done.output) < 2010
+    assert "Errno" not in done.output
+    assert "\x1b" not in done.output
