@@ -27,6 +27,7 @@ from discern.config import load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UserError
 from discern.estimators.optimizers import Lookahead
 from discern.functions import parse_mean_var
+from discern.hdf5 import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +132,7 @@ def save_model(
         >>> read_model_file(path).epoch
         7
     """
-    with files.replacing(Path(path)) as partial, h5py.File(partial, "w") as handle:
+    with files.replacing(Path(path)) as partial, OutputFile(partial) as handle:
         handle.attrs["format_version"] = FORMAT_VERSION
         handle.attrs["epoch"] = epoch
         handle.attrs["n_genes"] = model.encoder.inputs[0].shape[-1]
