@@ -20,6 +20,7 @@ from discern.config import load_search
 from discern.errors import InvalidInputError, MissingFileError
 from discern.files import is_output, locked, recover, replacing
 from discern.functions import available_cpus, clamp_cpus
+from discern.processes import as_child, end_children, run_in_child
 from discern.progress import phase
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Pa
             share = shares.get()
             try:
                 with ProcessPoolExecutor(1, context, _begin, (messages, name, share)) as pool:
-                    return pool.submit(make_experiment, *jobs[name]).result()
+                    return pool.submit(run_in_child, make_experiment, *jobs[name]).result()
             finally:
                 shares.put(share)
 
@@ -218,12 +219,14 @@ def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Pa
                 _LOGGER.info("%s: %s", name, "failed" if isinstance(results[name], Exception) else "done")
                 advance()
         except BaseException:
-            threads.shutdown(wait=True, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running)
             raise
     return results
 
 
 def _begin(messages: Any, name: str, cpus: set[int]) -> None:
+    as_child()
     logs.forward(messages, name)
     warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # `process` has said so
     if hasattr(os, "sched_setaffinity"):

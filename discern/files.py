@@ -41,16 +41,14 @@ OUTPUTS = (
 )
 """What the commands write into an experiment's folder and new data makes invalid, as patterns of names."""
 
-WORK = ".online"
-"""Folder in an experiment's in which its next state is made; see `publish`."""
-
+_FORMER_WORK = ".online"  # of 2.0.0
 _READY = ".ready"
 _REPLACED = ".replaced"
 _OLD = "replaced"
 _STAGING = re.compile(r"\.(?P<name>.+)\.partial-[a-z0-9_]{8}")
 _OWN = (
     *OUTPUTS,
-    *("original_data", "parameters.json", "hyperparameter_search.json", WORK, _READY),
+    *("original_data", "parameters.json", "hyperparameter_search.json", _FORMER_WORK, _READY),
     *("job/train", "job/validation", "job/UMAP"),
 )
 _FOLDERS_WITH_OUTPUTS = ("", "*", "job/UMAP")
@@ -181,17 +179,72 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    partial = staging / path.name
+        staging = Scratch(path.name, path.parent)
+    partial = staging.path / path.name
     try:
         with writing(path):
             yield partial
             flush(partial)
             if not (path.is_dir() and _exchange(partial, path)):
-                _put_in_place(partial, path, staging / _OLD)
+                _put_in_place(partial, path, staging.path / _OLD)
             _flush_entries(path.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        staging.close()
+
+
+class Scratch:
+    """A folder for what is needed for a while; the next command removes it if the process is killed.
+
+    Args:
+        name: What it is for.
+        folder: Where it is made, that of an experiment; None for the temporary files of the system.
+
+    Attributes:
+        path: The folder.
+
+    Raises:
+        OSError: If it cannot be made.
+
+    Example:
+        >>> scratch = Scratch("drawing", None)
+        >>> scratch.path.is_dir()
+        True
+        >>> scratch.close()
+        >>> scratch.path.exists()
+        False
+    """
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        prefix = f".{name}.partial-" if folder is not None else f"discern-{name}-"
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        # Held as long as the process lives, so that nobody takes it for a leftover.
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # closed before
+            os.close(self._descriptor)
+
+
+def _is_in_use(staging: Path) -> bool:
+    """Whether the process that made a `Scratch` lives; False where the file system cannot tell."""
+    try:
+        descriptor = os.open(staging, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -220,6 +273,8 @@ def _put_in_place(partial: Path, path: Path, old: Path) -> None:
 
 def _settle(staging: Path, path: Path) -> None:
     """Remove what `replacing` left when its process was killed; if it died while swapping folders, put one in place."""
+    if _is_in_use(staging):
+        return
     old, new = staging / _OLD, staging / path.name
     if _is_own_folder(staging) and _is_own_folder(old) and not os.path.lexists(path):
         os.rename(new if _is_own_folder(new) else old, path)  # noqa: PTH104
@@ -236,7 +291,7 @@ def _stagings(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what `replacing` left in a folder when its process was killed; nobody else may be at work there."""
+    """Remove what `replacing` left in a folder when its process was killed."""
     for staging, path in _stagings(folder):
         _settle(staging, path)
 
@@ -278,7 +333,7 @@ def finish_publishing(folder: Path) -> None:
         return
     replaced = ready / _REPLACED
     for path in (ready, replaced, *(ready.iterdir() if _is_own_folder(ready) else ())):
-        _refuse_link(path)
+        refuse_link(path)
     if not ready.is_dir():
         return
     replaced.mkdir(exist_ok=True)
@@ -293,7 +348,8 @@ def finish_publishing(folder: Path) -> None:
     shutil.rmtree(ready)
 
 
-def _refuse_link(path: Path) -> None:
+def refuse_link(path: Path) -> None:
+    """Raise an `InvalidInputError` that names a path if it is a link."""
     if path.is_symlink():
         raise InvalidInputError(
             f"{path}: a link, to {path.readlink()}: expected a file or folder of the experiment's own, for commands "
@@ -318,7 +374,7 @@ def refuse_links(experiment: Path) -> None:
             )
     for part in _OWN:
         for path in experiment.glob(part):
-            _refuse_link(path)
+            refuse_link(path)
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -332,7 +388,7 @@ def open_own(path: Path, flags: int) -> int:
         InvalidInputError: if it is a link, a folder, a pipe or a device.
         OSError: if it cannot be opened.
     """
-    _refuse_link(path)
+    refuse_link(path)
     if path.is_dir():
         raise InvalidInputError(f"{path}: expected a file, this is a folder; remove it")
     try:
@@ -403,9 +459,20 @@ def recover(experiment: Path) -> None:
     """
     place = _place(experiment)
     beside = any(path == place for _, path in _stagings(place.parent))
-    if beside or any(os.path.lexists(place / name) for name in (_READY, WORK)) or any(_partial_outputs(place)):
+    if beside or any(os.path.lexists(place / name) for name in (_READY, _FORMER_WORK)) or any(_partial_outputs(place)):
         with contextlib.suppress(InUseError, OutputError), locked(experiment):
             pass
+
+
+def recover_all(folder: Path) -> None:
+    """Do what `recover` does, for an experiment or for all experiments in a folder."""
+    if not folder.is_dir() or (folder / "parameters.json").exists():
+        recover(folder)
+        return
+    beside = [path for _, path in _stagings(folder) if not is_output(path.name)]
+    within = [entry for entry in sorted(folder.iterdir()) if (entry / "parameters.json").is_file()]
+    for experiment in (*beside, *within):
+        recover(experiment)
 
 
 def _place(experiment: Path) -> Path:
@@ -430,7 +497,7 @@ def _tidy(experiment: Path) -> None:
     refuse_links(experiment)
     if place.is_dir():
         finish_publishing(place)
-        remove(place / WORK)
+        remove(place / _FORMER_WORK)
         for staging, path in list(_partial_outputs(place)):
             _settle(staging, path)
 

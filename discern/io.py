@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 import weakref
 from pathlib import Path
@@ -17,7 +16,7 @@ from scipy import sparse
 
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
-from discern.files import remove
+from discern.files import Scratch, recover
 from discern.functions import cells_of_step, parse_mean_var
 from discern.tfrecords import (
     SPLITS,
@@ -143,6 +142,7 @@ class DISCERNData(ad.AnnData):
         Raises:
             MissingFileError: if the folder holds no processed data.
         """
+        recover(Path(folder))
         processed = Path(folder) / "processed_data" / "concatenated_data.h5ad"
         if not processed.exists():
             raise MissingFileError(f"{processed}: no such file; run `discern process` first")
@@ -232,8 +232,9 @@ class DISCERNData(ad.AnnData):
         if self._tfrecords is not None and (files := current_records(self._tfrecords, self)):
             return files
         if self._cachefile is None:
-            self._cachefile = Path(tempfile.mkdtemp(prefix="discern-"))
-            weakref.finalize(self, remove, self._cachefile)
+            scratch = _scratch(self._tfrecords)
+            self._cachefile = scratch.path
+            weakref.finalize(self, scratch.close)
         folder = self._cachefile / "TF_records"
         if not (files := current_records(folder, self)):
             _LOGGER.info("These cells do not fit into memory and have no record files to stream: writing %s", folder)
@@ -242,6 +243,14 @@ class DISCERNData(ad.AnnData):
         if not files:
             raise InvalidInputError(f"{folder}: the record files cannot be read back")
         return files
+
+
+def _scratch(records: Path | None) -> Scratch:
+    """Make a folder for record files: in that of the experiment, if there is one and it can be written to."""
+    try:
+        return Scratch("records", records and records.parent)
+    except OSError:
+        return Scratch("records", None)
 
 
 def _from_memory(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from discern import logs
 from discern.cluster import Task, run_on_ray
 from discern.errors import MissingFileError
-from discern.files import finish_publishing, locked
+from discern.files import locked, recover
 from discern.functions import number_of_epochs
+from discern.processes import as_child, end_children, run_in_child
 from discern.projection import MATRICES, CheckMetaData, check_output
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     from discern.config import load_parameters
 
     exp_folder = Path(exp_folder)
-    finish_publishing(exp_folder)
+    recover(exp_folder)
     if not (exp_folder / "parameters.json").is_file():
         raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
     (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
@@ -273,17 +274,29 @@ def _run_on_gpus(
 
         def run(name: str) -> list[Path]:
             # A pool of one for each experiment: a process that is killed takes no other experiment with it.
-            with ProcessPoolExecutor(1, context, initializer=logs.forward, initargs=(messages, name)) as process:
+            with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
                 arguments = {"func": func, "kwargs": kwargs}
-                return process.submit(run_exp_multiprocess, folders[name], free, _locked_run, arguments).result()
+                step = process.submit(run_in_child, run_exp_multiprocess, folders[name], free, _locked_run, arguments)
+                return step.result()
 
+        manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         running = {name: threads.submit(run, name) for name in folders}
-        for name, future in running.items():
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            results[name] = error if error is not None else future.result()
+        try:
+            for name, future in running.items():
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                results[name] = error if error is not None else future.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running.values(), manager_process)
+            raise
     return results
+
+
+def _begin(messages: Any, name: str) -> None:
+    as_child()
+    logs.forward(messages, name)
 
 
 def _task(
@@ -294,6 +307,7 @@ def _task(
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    recover(exp_folder)
     if not exp_folder.is_dir():
         raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")
     with locked(exp_folder):
