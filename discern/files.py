@@ -41,6 +41,9 @@ OUTPUTS = (
 )
 """What the commands write into an experiment's folder and new data makes invalid, as patterns of names."""
 
+UNFINISHED = "unfinished_epoch.h5"
+"""The checkpoint within an epoch, in `job`; a training goes on with it, but it is no model to project with."""
+
 _FORMER_WORK = ".online"  # of 2.0.0
 _READY = ".ready"
 _REPLACED = ".replaced"

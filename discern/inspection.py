@@ -406,6 +406,8 @@ def _models(job: Path) -> Iterator[str]:
     for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
         with h5py.File(path) as handle:
             attributes = dict(handle.attrs)
+        if "step" in attributes:
+            continue  # no model to project with, but a checkpoint within an epoch
         if "epoch" not in attributes:
             yield f"job/{path.name}, {_size(path.stat().st_size)}, written by the original program"
             continue

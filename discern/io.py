@@ -185,7 +185,7 @@ class DISCERNData(ad.AnnData):
         """Training and validation batches for `keras.Model.fit`, see `batches`."""
         return self.batches()
 
-    def batches(self, thin_counts: float = 1.0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    def batches(self, thin_counts: float = 1.0, begun: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
         """Return training and validation batches for `keras.Model.fit`; the latter may be none.
 
         Elements are `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))`, all float32; counts and
@@ -195,6 +195,7 @@ class DISCERNData(ad.AnnData):
         Args:
             thin_counts: below 1, `input_data` of training cells (not the counts, which are the target) is what fewer
                 reads would have given, see `discern.tfrecords.thinned`.
+            begun: number of steps of the first epoch that have been done: the order of the cells is another one then.
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
@@ -203,7 +204,7 @@ class DISCERNData(ad.AnnData):
             "training": Batches(*self.scaling, n_labels, thin_counts),
             "validate": Batches(*self.scaling, n_labels),
         }
-        seeds = {"training": self._seed, "validate": None}
+        seeds = {"training": self._seed + begun, "validate": None}
         if is_lazy(self.X):
             files = self._records()
             counts = {split: int((self.obs["split"] == SPLITS[split]).sum()) for split in SPLITS}

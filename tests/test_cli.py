@@ -422,7 +422,8 @@ def test_a_real_interruption(golden_file: Path) -> None:
         rest = process.stderr.read()
         assert process.wait() == 130
     assert time.monotonic() - begin < 10
-    assert rest.splitlines()[-1] == "error: interrupted"
+    assert rest.splitlines()[-1] == "error: interrupted: what is written is complete; the same command starts again"
+    assert rest.count("interrupted") == 1
     assert "Traceback" not in rest
     assert not Path("runs/cells").exists()
     assert [path.name for path in Path("runs").iterdir() if "partial" in path.name] == []

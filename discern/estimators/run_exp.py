@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from discern import logs
 from discern.cluster import Task, run_on_ray
 from discern.errors import MissingFileError
-from discern.files import locked, recover
+from discern.files import UNFINISHED, locked, recover
 from discern.functions import number_of_epochs
 from discern.processes import as_child, end_children, run_in_child
 from discern.projection import MATRICES, CheckMetaData, check_output
@@ -73,7 +73,9 @@ def _load(exp_folder: Path, file: Path | None, batch_size: int) -> DISCERNData:
 def _has_model(exp_folder: Path) -> bool:
     job = exp_folder / "job"
     return job.is_dir() and any(
-        path.suffix in (".h5", ".hdf5") for path in job.iterdir() if not path.name.startswith(".")
+        path.suffix in (".h5", ".hdf5")
+        for path in job.iterdir()
+        if not path.name.startswith(".") and path.name != UNFINISHED
     )
 
 
@@ -109,10 +111,11 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     data = _load(exp_folder, input_path, training["batch_size"])
     epochs = number_of_epochs(training, data.obs)
     job = exp_folder / "job"
-    if _has_model(exp_folder):
-        model.restore_model(job)
+    if _has_model(exp_folder) or (job / UNFINISHED).is_file():
+        model.resume(job)
         model.prepare(data)
-        _LOGGER.info("%s: going on with the model of epoch %d", exp_folder.name, model.start_step)
+        within = f", within the next one after step {model.begun.step}" if model.begun else ""
+        _LOGGER.info("%s: going on with the model of epoch %d%s", exp_folder.name, model.start_step, within)
         if model.start_step >= epochs:
             _LOGGER.warning(
                 "%s: the model has been trained for %d epochs, of %d that training.max_steps and max_updates ask for: "
