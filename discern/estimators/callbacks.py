@@ -220,15 +220,15 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Go on where an interrupted training stopped."""
         begun = self.discern.begun
-        self._epoch, self._before, self._is_rest = epoch, 0, False
-        if begun is not None and begun.epoch == epoch:
-            self._before = begun.step
-            with self.discern.strategy.scope():
-                begun.restore_metrics(self.model)
+        self._epoch, self._is_rest = epoch, False
+        self._before = begun.step if begun is not None and begun.epoch == epoch else 0
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write the model if it is time; end an epoch of which an earlier run did a part."""
         done, steps = self._before + batch + 1, self.params.get("steps")
+        if self._before and batch == 0 and self.discern.begun is not None:
+            with self.discern.strategy.scope():
+                self.discern.begun.add_to_metrics(self.model)
         if self._before and steps and done >= steps:
             self._is_rest = self.model.stop_training = True
         elif time.monotonic() - self._saved >= self.interval:

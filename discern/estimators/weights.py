@@ -87,12 +87,15 @@ class Begun:
     step: int
     metrics: tuple[np.ndarray, ...]
 
-    def restore_metrics(self, model: WAE) -> None:
-        """Let the model's metrics go on from where they were; a model that has other ones starts them anew."""
+    def add_to_metrics(self, model: WAE) -> None:
+        """Let the model's metrics, which are sums, go on from where they were, after its first step.
+
+        A model that has other ones starts them anew.
+        """
         variables = model.metrics_variables
         if [tuple(variable.shape) for variable in variables] == [values.shape for values in self.metrics]:
             for variable, values in zip(variables, self.metrics, strict=True):
-                variable.assign(values)
+                variable.assign(variable.numpy() + values)
 
 
 def find_model(directory: Path) -> Path | None:

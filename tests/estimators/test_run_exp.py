@@ -111,7 +111,8 @@ class TestTrainingThatWasKilledWithinAnEpoch:
 
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
                 steps.append((self.epoch, batch))
-                averaged.append(float(self.model.metrics_variables[1]))  # how many values the loss is the mean of
+                # how many values the loss is the mean of
+                averaged.append(float(self.model.metrics_variables[1].numpy()))
                 if (self.epoch, batch) == last:
                     raise Killed
 
