@@ -109,12 +109,12 @@ ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset) {
 int ftruncate(int file, off_t size) { return due_fd(file, 1) ? -1 : REAL(ftruncate)(file, size); }
 int ftruncate64(int file, off64_t size) { return due_fd(file, 1) ? -1 : REAL(ftruncate64)(file, size); }
 int fsync(int file) { return due_fd(file, 1) ? -1 : REAL(fsync)(file); }
-int rename(const char *from, const char *to) { return due(to, 1) ? -1 : REAL(rename)(from, to); }
+int rename(const char *from, const char *to) { return due(to, 0) ? -1 : REAL(rename)(from, to); }
 int renameat(int from, const char *one, int to, const char *other) {
-    return due_at(to, other, 1) ? -1 : REAL(renameat)(from, one, to, other);
+    return due_at(to, other, 0) ? -1 : REAL(renameat)(from, one, to, other);
 }
 int renameat2(int from, const char *one, int to, const char *other, unsigned int flags) {
-    return due_at(to, other, 1) ? -1 : REAL(renameat2)(from, one, to, other, flags);
+    return due_at(to, other, 0) ? -1 : REAL(renameat2)(from, one, to, other, flags);
 }
 int mkdir(const char *path, mode_t mode) { return due(path, 1) ? -1 : REAL(mkdir)(path, mode); }
 int mkdirat(int where, const char *path, mode_t mode) {

@@ -326,7 +326,12 @@ def publish(staging: Path, folder: Path) -> None:
         flush(staging)
         os.rename(staging, folder / _READY)  # noqa: PTH104
         _flush_entries(folder)
-    finish_publishing(folder)
+        try:
+            finish_publishing(folder)
+        except OSError:
+            if not (folder / _READY / _REPLACED).exists():  # nothing has been moved yet
+                os.rename(folder / _READY, staging)  # noqa: PTH104
+            raise
 
 
 def finish_publishing(folder: Path) -> None:

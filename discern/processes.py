@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -59,6 +58,8 @@ def as_child() -> None:
 
 def die_with_parent() -> None:
     """Ask the system, if it is Linux, to send SIGTERM when the thread that started this process is gone."""
+    import ctypes
+
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
@@ -66,11 +67,15 @@ def die_with_parent() -> None:
 
 def run_in_child(function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a function in a process of a pool; one that is told to end cleans up and fails."""
+    parent = os.getppid()
     try:
         with ending_cleanly():
             return function(*arguments)
     except Terminated:
         raise RuntimeError("its process was told to end") from None
+    finally:
+        if os.getppid() != parent:  # nobody waits for the result, and the pool would wait for work for ever
+            os._exit(1)
 
 
 def end_children(running: Collection[Future[Any]], others: Collection[int] = ()) -> None:
@@ -80,6 +85,8 @@ def end_children(running: Collection[Future[Any]], others: Collection[int] = ())
         running: What threads of this process wait for.
         others: Numbers of child processes that are left alone.
     """
+    import multiprocessing
+
     told = set(others)
     while not all(future.done() for future in running):
         for child in multiprocessing.active_children():
