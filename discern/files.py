@@ -120,6 +120,7 @@ def writing(path: Path) -> Iterator[None]:
         reason = cause_in_system(error.__cause__ if isinstance(error, OutputError) else error)
         if reason is None:
             raise
+        reason = reason.removesuffix(f" ({path})")
         raise OutputError(f"{path}: not written: {reason}; what was there is as it was") from error
 
 
@@ -386,7 +387,7 @@ def refuse_links(experiment: Path) -> None:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a file without following a link, and make it if it is not there; returns the descriptor.
+    """Open a file without following a link, and make it if it is not there and to be written; returns the descriptor.
 
     Args:
         path: The file.
@@ -400,7 +401,8 @@ def open_own(path: Path, flags: int) -> int:
     if path.is_dir():
         raise InvalidInputError(f"{path}: expected a file, this is a folder; remove it")
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        make = os.O_CREAT if flags & (os.O_WRONLY | os.O_RDWR) else 0
+        descriptor = os.open(path, flags | make | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a pipe that nobody reads
             raise InvalidInputError(f"{path}: expected a file, this is a pipe or a device; remove it") from None

@@ -111,7 +111,10 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     data = _load(exp_folder, input_path, training["batch_size"])
     epochs = number_of_epochs(training, data.obs)
     job = exp_folder / "job"
-    if _has_model(exp_folder) or (job / UNFINISHED).is_file():
+
+    from discern.estimators.weights import find_unfinished
+
+    if _has_model(exp_folder) or find_unfinished(job):
         model.resume(job)
         model.prepare(data)
         within = f", within the next one after step {model.begun.step}" if model.begun else ""

@@ -253,16 +253,22 @@ def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer |
 def find_unfinished(directory: Path) -> Begun | None:
     """Return how far the training of a `job` folder was in the epoch after its newest model, if that was written.
 
+    A damaged checkpoint is left aside, with a warning.
+
     Raises:
-        InvalidInputError: If a file is damaged.
+        InvalidInputError: If the newest model is damaged.
     """
     path = Path(directory) / files.UNFINISHED
     if not path.is_file():
         return None
-    with _open(path) as handle:
-        metrics = handle.get("metrics", {})
-        values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
-        begun = Begun(int(handle.attrs["epoch"]), int(handle.attrs["step"]), values)
+    try:
+        with _open(path) as handle:
+            metrics = handle.get("metrics", {})
+            values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
+            begun = Begun(int(handle.attrs["epoch"]), int(handle.attrs["step"]), values)
+    except InvalidInputError as error:
+        _LOGGER.warning("%s; the epoch begins anew", error)
+        return None
     model = find_model(directory)
     found = read_model_file(model) if model is not None else None
     done = 0 if found is None else _epochs(found) if found.epoch is None else found.epoch
