@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from discern import cli
+try:
+    from discern import cli
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 
 def main() -> None:

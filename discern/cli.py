@@ -16,6 +16,8 @@ import click
 
 from discern import __version__, logs
 from discern.errors import InvalidInputError, MissingFileError, UserError
+from discern.files import cause_in_system, recover
+from discern.processes import Terminated, ending_cleanly
 from discern.text import message, page
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("discern")
 
 _FAILURE, _USER_MISTAKE, _INTERRUPTED = 1, 2, 130
+_AFTER_INTERRUPTION = {
+    "train": "the same command goes on where it stopped",
+    "optimize": "`discern optimize --resume` goes on where it stopped",
+}
+_STARTS_AGAIN = "what is written is complete; the same command starts again"
 
 
 @dataclass
@@ -43,7 +50,8 @@ class _OneLineErrors(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+            with ending_cleanly():
+                code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f" (see `{context.command_path} --help`)" if context else ""
@@ -52,7 +60,7 @@ class _OneLineErrors(click.Command):
         except click.Abort:
             click.echo("interrupted", err=True)
             code = _INTERRUPTED
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(_finish_output(code if isinstance(code, int) else 0))
 
     def invoke(self, ctx: click.Context) -> Any:
         settings = ctx.ensure_object(_Settings)
@@ -60,9 +68,11 @@ class _OneLineErrors(click.Command):
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
-        except KeyboardInterrupt:
-            _LOGGER.error("interrupted")
-            return _INTERRUPTED
+        except KeyboardInterrupt as interruption:
+            told = isinstance(interruption, Terminated)
+            then = _AFTER_INTERRUPTION.get(ctx.invoked_subcommand or "", _STARTS_AGAIN)
+            _LOGGER.error("%s: %s", "told to end" if told else "interrupted", then)
+            return 128 + interruption.signal_number if isinstance(interruption, Terminated) else _INTERRUPTED
         except Exception as error:  # noqa: BLE001 (the last place where it can be told)
             return _tell(error, settings)
 
@@ -394,6 +404,8 @@ def merge_parameter(files: tuple[Path, ...]) -> None:
 def _load(parameters: Path) -> Parameters:
     from discern import config
 
+    if not parameters.exists():  # the file in the folder of an experiment that was being replaced
+        recover(parameters.parent)
     return config.load_parameters(parameters)
 
 
@@ -402,8 +414,8 @@ def _log_to(folder: Path) -> None:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; `discern process` makes it")
     root = click.get_current_context().find_root()
-    root.ensure_object(_Settings).log = folder / "discern.log"
-    root.with_resource(logs.to_file(folder / "discern.log"))
+    if root.with_resource(logs.to_file(folder / "discern.log")):
+        root.ensure_object(_Settings).log = folder / "discern.log"
     _LOGGER.debug("discern %s: %s", __version__, " ".join(sys.argv))
     _LOGGER.debug("versions: %s", _versions())
 
@@ -453,10 +465,27 @@ def _close(results: Mapping[str, Path | list[Path] | Exception], following: str 
     return min(codes, default=0)
 
 
+def _finish_output(code: int) -> int:
+    """Write what is still to be printed; returns the exit code, another one if that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python will try again at its end
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"error: the output cannot be written: {cause_in_system(error) or error}", err=True)
+            return code or _USER_MISTAKE
+    return code
+
+
 def _tell(error: Exception, settings: _Settings, subject: str = "") -> int:
     """Report an exception and return the exit code for it."""
     if isinstance(error, UserError):
         _LOGGER.error("%s%s", subject, error, exc_info=error if settings.debug else None)
+        return _USER_MISTAKE
+    if isinstance(error, BrokenPipeError):  # nobody reads what is printed any more
+        return _FAILURE
+    if reason := "not enough memory" if isinstance(error, MemoryError) else cause_in_system(error):
+        _LOGGER.error("%scannot go on: %s", subject, reason, exc_info=error)
         return _USER_MISTAKE
     more = f"the traceback is in {settings.log}" if settings.log else "--debug shows the traceback"
     _LOGGER.error("%s%s: %s; %s", subject, type(error).__name__, error, more, exc_info=error)

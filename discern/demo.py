@@ -12,6 +12,7 @@ from discern.agreement import GroupStatistics, agreement
 from discern.components import PrincipalComponents
 from discern.datasets import lung_cell_lines
 from discern.figures import plot_means, plot_umaps, umap_coordinates
+from discern.files import refuse_link, replacing
 
 if TYPE_CHECKING:
     import anndata
@@ -31,16 +32,18 @@ def write_demo_inputs(output: Path) -> Path:
         The parameters file; its paths are below `output`.
     """
     data = output / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    refuse_link(data)
     text = (Path(__file__).parent / "datasets" / "demo.json").read_text()
     parameters = json.loads(text)
     for path in lung_cell_lines().values():
-        shutil.copyfile(path, data / path.name)
+        with replacing(data / path.name) as partial:
+            shutil.copyfile(path, partial)
     parameters["exp_param"]["experiments_dir"] = str(output / "experiments")
     for experiment in parameters["experiments"].values():
         experiment["input_ds"]["raw_input"] = [str(output / file) for file in experiment["input_ds"]["raw_input"]]
     file = output / "parameters.json"
-    file.write_text(json.dumps(parameters, indent=4))
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(parameters, indent=4))
     return file
 
 

@@ -13,11 +13,13 @@ from urllib.parse import unquote
 import anndata
 
 from discern.figures import draw_umaps
+from discern.processes import die_with_parent
 
 if __name__ == "__main__":
     # umap would import TensorFlow, for a part of it that is not used here: half a gigabyte beside the training.
     sys.modules["tensorflow"] = None  # type: ignore[assignment]
     os.nice(10)
+    die_with_parent()
     quoted = anndata.read_h5ad(sys.argv[1])
     obsm = {unquote(title): values for title, values in quoted.obsm.items()}
     cells = anndata.AnnData(obs=quoted.obs.rename(columns=unquote), obsm=obsm)

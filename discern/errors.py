@@ -36,6 +36,10 @@ class UnsupportedError(UserError, NotImplementedError):
     """A valid request for something that DISCERN does not do."""
 
 
+class OutputError(UserError, OSError):
+    """A file or folder that cannot be written: no space, no permission, a file system that is read-only."""
+
+
 class InUseError(UserError, RuntimeError):
     """An experiment on which another command is at work."""
 

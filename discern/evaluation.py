@@ -11,7 +11,7 @@ import pandas as pd
 
 from discern import progress
 from discern.errors import MissingFileError, UnknownNameError
-from discern.files import replacing
+from discern.files import recover, replacing
 from discern.measurement import measure
 from discern.neighbours import NEIGHBOURS, reference_distance, training_cells
 from discern.projection import CheckMetaData
@@ -115,6 +115,7 @@ def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
     Raises:
         MissingFileError: If the experiment was not evaluated.
     """
+    recover(Path(exp_folder))
     folder = Path(exp_folder) / "evaluation"
     for file, target in (("cells.csv", adata.obs), ("genes.csv", adata.var)):
         if not (folder / file).is_file():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import multiprocessing
 import os
 import queue
-import re
 import shutil
 import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -20,8 +18,9 @@ from discern import logs
 from discern.cluster import Task, run_on_ray
 from discern.config import load_search
 from discern.errors import InvalidInputError, MissingFileError
-from discern.files import locked, remove, replacing
+from discern.files import is_output, locked, recover, replacing
 from discern.functions import available_cpus, clamp_cpus
+from discern.processes import as_child, end_children, run_in_child
 from discern.progress import phase
 
 if TYPE_CHECKING:
@@ -30,21 +29,6 @@ if TYPE_CHECKING:
     from discern.config import Parameters
 
 _LOGGER = logging.getLogger(__name__)
-
-# What the commands write into an experiment's folder: new data makes it invalid. All else there is kept.
-_MADE_FROM_DATA = (
-    "processed_data",
-    "TF_records",
-    "job",
-    "projected",
-    "backup",
-    "evaluation",
-    "analysis.json",
-    "results.csv",
-    "best_parameters.json",
-    "hyperparameter_search.png",
-    "Ray_Optimization*",
-)
 
 
 def process(
@@ -82,6 +66,7 @@ def process(
     jobs: dict[str, tuple[Any, ...]] = {}
     for name, experiment in parameters.experiments.items():
         folder = parameters.folder(name)
+        recover(folder)
         if force or not _holds_results(folder) or (ask and ask(f"{folder} has been processed before. Replace it?")):
             jobs[name] = (folder, parameters.given[name], experiment, copy_original, with_tfrecords)
         else:
@@ -120,7 +105,7 @@ def check_inputs(parameters: Parameters, name: str) -> None:
     for path in raw:
         if path.resolve().is_relative_to(folder.resolve()):
             inside = path.resolve().relative_to(folder.resolve())
-            if inside.parts and _is_made_from_data(inside.parts[0]):
+            if inside.parts and is_output(inside.parts[0]):
                 raise InvalidInputError(f"{name}: raw_input: {path} is an output of the experiment: copy it elsewhere")
     if "hyperparameter_search" in experiment:
         load_search(Path(experiment["hyperparameter_search"]))
@@ -149,7 +134,6 @@ def make_experiment(
 
     with locked(folder):
         place = folder.resolve()
-        _clear_leftovers(place)
         with replacing(place) as partial:
             partial.mkdir()
             (partial / "parameters.json").write_text(json.dumps(given, indent=4))
@@ -163,11 +147,7 @@ def make_experiment(
 
 
 def _holds_results(folder: Path) -> bool:
-    return folder.is_dir() and any(_is_made_from_data(entry.name) for entry in folder.iterdir())
-
-
-def _is_made_from_data(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _MADE_FROM_DATA)
+    return folder.is_dir() and any(is_output(entry.name) for entry in folder.iterdir())
 
 
 def _copy_all(files: Sequence[Path], target: Path) -> None:
@@ -186,7 +166,7 @@ def _copy_all(files: Sequence[Path], target: Path) -> None:
 def _keep_other_files(old: Path, new: Path) -> None:
     for entry in old.iterdir() if old.is_dir() else ():
         target = new / entry.name
-        if _is_made_from_data(entry.name) or target.exists():
+        if is_output(entry.name) or target.exists():
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, target, symlinks=True, copy_function=_link)
@@ -199,17 +179,6 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what a killed run left beside the folder, and put the folder back if it died while swapping."""
-    for entry in folder.parent.iterdir() if folder.parent.is_dir() else ():
-        if not re.fullmatch(rf"\.{re.escape(folder.name)}\.partial-[a-z0-9_]{{8}}", entry.name):
-            continue
-        if not folder.exists() and (entry / "replaced").is_dir():
-            (entry / "replaced").rename(folder)
-        _LOGGER.warning("removing %s, which an interrupted run left", entry)
-        remove(entry)
 
 
 def _cpu_budget(parameters: Parameters, names: Sequence[str] | dict[str, Any]) -> int:
@@ -238,7 +207,7 @@ def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Pa
             share = shares.get()
             try:
                 with ProcessPoolExecutor(1, context, _begin, (messages, name, share)) as pool:
-                    return pool.submit(make_experiment, *jobs[name]).result()
+                    return pool.submit(run_in_child, make_experiment, *jobs[name]).result()
             finally:
                 shares.put(share)
 
@@ -250,12 +219,14 @@ def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Pa
                 _LOGGER.info("%s: %s", name, "failed" if isinstance(results[name], Exception) else "done")
                 advance()
         except BaseException:
-            threads.shutdown(wait=True, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running)
             raise
     return results
 
 
 def _begin(messages: Any, name: str, cpus: set[int]) -> None:
+    as_child()
     logs.forward(messages, name)
     warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # `process` has said so
     if hasattr(os, "sched_setaffinity"):

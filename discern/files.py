@@ -1,19 +1,127 @@
-"""Outputs that appear complete or not at all, and one command at a time on an experiment."""
+"""Outputs that appear complete or not at all, and one command at a time on an experiment.
+
+What a killed command left is finished or removed by the next one (`locked`, `recover`). Nothing is written through a
+link that lies in an experiment's folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import fnmatch
+import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discern.errors import InUseError
+from discern.errors import InUseError, InvalidInputError, OutputError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LOGGER = logging.getLogger(__name__)
+
+OUTPUTS = (
+    "processed_data",
+    "TF_records",
+    "job",
+    "projected",
+    "backup",
+    "evaluation",
+    "analysis.json",
+    "results.csv",
+    "best_parameters.json",
+    "hyperparameter_search.png",
+    "Ray_Optimization*",
+)
+"""What the commands write into an experiment's folder and new data makes invalid, as patterns of names."""
+
+UNFINISHED = "unfinished_epoch.h5"
+"""The checkpoint within an epoch, in `job`; a training goes on with it, but it is no model to project with."""
+
+_FORMER_WORK = ".online"  # of 2.0.0
+_READY = ".ready"
+_REPLACED = ".replaced"
+_OLD = "replaced"
+_STAGING = re.compile(r"\.(?P<name>.+)\.partial-[a-z0-9_]{8}")
+_OWN = (
+    *OUTPUTS,
+    *("original_data", "parameters.json", "hyperparameter_search.json", _FORMER_WORK, _READY),
+    *("job/train", "job/validation", "job/UMAP"),
+)
+_FOLDERS_WITH_OUTPUTS = ("", "*", "job/UMAP")
+
+_CAUSES = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files of this size are not allowed here",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files",
+    errno.ELOOP: "there is a link where none is allowed, or links in a circle",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.EISDIR: "there is a folder of that name",
+    errno.EEXIST: "there is something else of that name",
+    errno.ENOTSUP: "the file system does not support it",
+}
+_TOLD_IN_TEXT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE),
+)
+
+
+def cause_in_system(error: BaseException | None) -> str | None:
+    """Return in words why the system refused to read or write something, None if the error is not of that kind.
+
+    HDF5, TensorFlow and Ray put the system's words into errors of their own; these are recognised as well.
+
+    Example:
+        >>> cause_in_system(OSError(errno.ENOSPC, "No space left on device", "/data/x"))
+        'no space left on the disk (/data/x)'
+        >>> cause_in_system(RuntimeError("Unable to write (errno = 28, error message = 'No space left on device')"))
+        'no space left on the disk'
+        >>> cause_in_system(KeyError("x"))
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _CAUSES:
+            place = error.filename2 or error.filename
+            named = isinstance(place, str | os.PathLike) and not _STAGING.search(os.fspath(place))
+            return _CAUSES[error.errno] + (f" ({place})" if named else "")
+        if not isinstance(error, UserError):
+            text = str(error)
+            for code in _TOLD_IN_TEXT:
+                if os.strerror(code) in text:
+                    return _CAUSES[code]
+        error = error.__cause__
+    return None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system has against writing a file or folder into an error that names it.
+
+    Raises:
+        OutputError: if there is no space, no permission and the like.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, OutputError):
+            raise
+        # An error within a folder that is being made tells of a place that nobody knows: the outermost name counts.
+        reason = cause_in_system(error.__cause__ if isinstance(error, OutputError) else error)
+        if reason is None:
+            raise
+        reason = reason.removesuffix(f" ({path})")
+        raise OutputError(f"{path}: not written: {reason}; what was there is as it was") from error
 
 
 def remove(path: Path) -> None:
@@ -24,17 +132,46 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what `replacing` left in a folder when its process was killed; nobody else may be at work there."""
-    for entry in folder.glob(".*.partial-*"):
-        remove(entry)
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all in it, is on the disk."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+                flush(Path(entry.path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:  # a file of somebody else, which was only linked to
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no fsync of folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flush_entries(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    with contextlib.suppress(OSError):  # the data is there; the names follow within seconds
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it becomes `path` when the block ends well.
 
-    An exception leaves `path` as it was and removes what was written. The suffix of the name is kept.
+    It is on the disk before it does. An exception leaves `path` as it was and removes what was written. The suffix of
+    the name is kept.
+
+    Raises:
+        OutputError: if there is no space, no permission and the like.
 
     Example:
         >>> import tempfile
@@ -44,25 +181,127 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         '42'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    partial = staging / path.name
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Scratch(path.name, path.parent)
+    partial = staging.path / path.name
     try:
-        yield partial
-        if path.is_dir():
-            os.rename(path, staging / "replaced")  # noqa: PTH104
-        try:
-            os.replace(partial, path)  # noqa: PTH105
-        except OSError:
-            if (staging / "replaced").exists():
-                os.rename(staging / "replaced", path)  # noqa: PTH104
-            raise
+        with writing(path):
+            yield partial
+            flush(partial)
+            if not (path.is_dir() and _exchange(partial, path)):
+                _put_in_place(partial, path, staging.path / _OLD)
+            _flush_entries(path.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        staging.close()
 
 
-_READY = ".ready"
-_REPLACED = ".replaced"
+class Scratch:
+    """A folder for what is needed for a while; the next command removes it if the process is killed.
+
+    Args:
+        name: What it is for.
+        folder: Where it is made, that of an experiment; None for the temporary files of the system.
+
+    Attributes:
+        path: The folder.
+
+    Raises:
+        OSError: If it cannot be made.
+
+    Example:
+        >>> scratch = Scratch("drawing", None)
+        >>> scratch.path.is_dir()
+        True
+        >>> scratch.close()
+        >>> scratch.path.exists()
+        False
+    """
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        prefix = f".{name}.partial-" if folder is not None else f"discern-{name}-"
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        # Held as long as the process lives, so that nobody takes it for a leftover.
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # closed before
+            os.close(self._descriptor)
+
+
+def _is_in_use(staging: Path) -> bool:
+    """Whether the process that made a `Scratch` lives; False where the file system cannot tell."""
+    try:
+        descriptor = os.open(staging, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once; False where the system cannot (it is not Linux, or a file system over the network)."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    from_here, exchange = -100, 2
+    return rename(from_here, os.fsencode(one), from_here, os.fsencode(other), exchange) == 0
+
+
+def _put_in_place(partial: Path, path: Path, old: Path) -> None:
+    """Rename, a folder in the way to `old` first; a process that dies in between leaves work to `_settle`."""
+    if path.is_dir():
+        os.rename(path, old)  # noqa: PTH104
+    try:
+        os.replace(partial, path)  # noqa: PTH105
+    except OSError:
+        if old.exists():
+            os.rename(old, path)  # noqa: PTH104
+        raise
+
+
+def _settle(staging: Path, path: Path) -> None:
+    """Remove what `replacing` left when its process was killed; if it died while swapping folders, put one in place."""
+    if _is_in_use(staging):
+        return
+    old, new = staging / _OLD, staging / path.name
+    if _is_own_folder(staging) and _is_own_folder(old) and not os.path.lexists(path):
+        os.rename(new if _is_own_folder(new) else old, path)  # noqa: PTH104
+    _LOGGER.warning("removing %s, which an interrupted run left", staging)
+    remove(staging)
+
+
+def _stagings(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield what `replacing` left in a folder, with the path that it was to become."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208
+            if match := _STAGING.fullmatch(name):
+                yield folder / name, folder / match["name"]
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what `replacing` left in a folder when its process was killed."""
+    for staging, path in _stagings(folder):
+        _settle(staging, path)
+
+
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def publish(staging: Path, folder: Path) -> None:
@@ -84,25 +323,94 @@ def publish(staging: Path, folder: Path) -> None:
         [('a', 'new'), ('b', 'new')]
     """
     finish_publishing(folder)
-    os.rename(staging, folder / _READY)  # noqa: PTH104
-    finish_publishing(folder)
+    with writing(folder):
+        flush(staging)
+        os.rename(staging, folder / _READY)  # noqa: PTH104
+        _flush_entries(folder)
+        try:
+            finish_publishing(folder)
+        except OSError:
+            if not (folder / _READY / _REPLACED).exists():  # nothing has been moved yet
+                os.rename(folder / _READY, staging)  # noqa: PTH104
+            raise
 
 
 def finish_publishing(folder: Path) -> None:
     """Finish a `publish` into `folder` that was cut off after its first rename; otherwise do nothing."""
     ready = folder / _READY
-    if not ready.is_dir():
+    if not os.path.lexists(ready):
         return
     replaced = ready / _REPLACED
+    for path in (ready, replaced, *(ready.iterdir() if _is_own_folder(ready) else ())):
+        refuse_link(path)
+    if not ready.is_dir():
+        return
     replaced.mkdir(exist_ok=True)
     for entry in sorted(ready.iterdir()):
         if entry.name == _REPLACED:
             continue
         target = folder / entry.name
-        if target.exists():
+        if os.path.lexists(target):
             os.rename(target, replaced / entry.name)  # noqa: PTH104
         os.rename(entry, target)  # noqa: PTH104
+    _flush_entries(folder)
     shutil.rmtree(ready)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise an `InvalidInputError` that names a path if it is a link."""
+    if path.is_symlink():
+        raise InvalidInputError(
+            f"{path}: a link, to {path.readlink()}: expected a file or folder of the experiment's own, for commands "
+            "write there; put what it points to in its place, or remove it"
+        )
+
+
+def refuse_links(experiment: Path) -> None:
+    """Refuse an experiment's folder in which a part that commands write to is a link to somewhere else.
+
+    The folder itself may be a link, to an experiment or to an empty folder.
+
+    Raises:
+        InvalidInputError: if there is such a link; it names it.
+    """
+    if experiment.is_symlink():
+        names = os.listdir(experiment) if experiment.is_dir() else ["nothing"]  # noqa: PTH208
+        if names and not {"parameters.json", "processed_data"}.intersection(names):
+            raise InvalidInputError(
+                f"{experiment}: a link, to {experiment.readlink()}, which is neither an experiment nor an empty "
+                "folder: commands would write there; remove the link"
+            )
+    for part in _OWN:
+        for path in experiment.glob(part):
+            refuse_link(path)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file without following a link, and make it if it is not there and to be written; returns the descriptor.
+
+    Args:
+        path: The file.
+        flags: `os.O_RDWR`, `os.O_WRONLY | os.O_APPEND`, ...
+
+    Raises:
+        InvalidInputError: if it is a link, a folder, a pipe or a device.
+        OSError: if it cannot be opened.
+    """
+    refuse_link(path)
+    if path.is_dir():
+        raise InvalidInputError(f"{path}: expected a file, this is a folder; remove it")
+    try:
+        make = os.O_CREAT if flags & (os.O_WRONLY | os.O_RDWR) else 0
+        descriptor = os.open(path, flags | make | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads
+            raise InvalidInputError(f"{path}: expected a file, this is a pipe or a device; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidInputError(f"{path}: expected a file, this is a pipe or a device; remove it")
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -110,25 +418,105 @@ def locked(experiment: Path) -> Iterator[None]:
     """Hold the experiment folder for one command; a second one is refused.
 
     The lock is a file `.NAME.lock` beside the folder (which may not exist yet). The system frees it when the process
-    ends, however it ends. What the last holder had begun to publish (`publish`) is finished first.
+    ends, however it ends. What a killed command left is finished or removed first.
 
     Raises:
         InUseError: if another command holds it.
+        InvalidInputError: if the lock or a part of the folder is a link.
+        OutputError: if the lock cannot be made or opened.
     """
     lockfile = experiment.parent / f".{experiment.name}.lock"
-    lockfile.parent.mkdir(parents=True, exist_ok=True)
-    with lockfile.open("a+") as handle:
+    with writing(lockfile):
+        lockfile.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another command"
-            raise InUseError(f"{experiment}: {owner} is at work on this experiment; wait for it to end") from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
+            descriptor = open_own(lockfile, os.O_RDWR)
+        except PermissionError:
+            if not lockfile.exists():
+                raise
+            descriptor = open_own(lockfile, os.O_RDONLY)  # another user's file can be held all the same
+    try:
+        with writing(lockfile):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                written = re.match(rb"process \d+", os.pread(descriptor, 100, 0))
+                owner = written[0].decode() if written else "another command"
+                raise InUseError(f"{experiment}: {owner} is at work on this experiment; wait for it to end") from None
+        _write_owner(descriptor, f"process {os.getpid()}")
         try:
-            finish_publishing(experiment)
+            with writing(experiment):
+                _tidy(experiment)
             yield
         finally:
-            handle.truncate(0)
+            _write_owner(descriptor, "")
+    finally:
+        os.close(descriptor)
+
+
+def _write_owner(descriptor: int, text: str) -> None:
+    """Write into a lock file who holds it, for the message to others; not through a second name of another file."""
+    if os.fstat(descriptor).st_nlink == 1:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
+
+
+def recover(experiment: Path) -> None:
+    """Finish or remove what a killed command left, for those who only look; nothing if another command is at work.
+
+    Args:
+        experiment: EXPERIMENTS_DIR/NAME; it need not exist.
+    """
+    place = _place(experiment)
+    beside = any(path == place for _, path in _stagings(place.parent))
+    if beside or any(os.path.lexists(place / name) for name in (_READY, _FORMER_WORK)) or any(_partial_outputs(place)):
+        with contextlib.suppress(InUseError, OutputError), locked(experiment):
+            pass
+
+
+def recover_all(folder: Path) -> None:
+    """Do what `recover` does, for an experiment or for all experiments in a folder."""
+    if not folder.is_dir() or (folder / "parameters.json").exists():
+        recover(folder)
+        return
+    beside = [path for _, path in _stagings(folder) if not is_output(path.name)]
+    within = [entry for entry in sorted(folder.iterdir()) if (entry / "parameters.json").is_file()]
+    for experiment in (*beside, *within):
+        recover(experiment)
+
+
+def _place(experiment: Path) -> Path:
+    try:
+        return experiment.resolve()
+    except (OSError, RuntimeError):
+        raise InvalidInputError(f"{experiment}: links in a circle") from None
+
+
+def _partial_outputs(place: Path) -> Iterator[tuple[Path, Path]]:
+    for pattern in _FOLDERS_WITH_OUTPUTS:
+        for folder in [place] if not pattern else place.glob(pattern):
+            if _is_own_folder(folder):
+                yield from _stagings(folder)
+
+
+def _tidy(experiment: Path) -> None:
+    place = _place(experiment)
+    for staging, path in _stagings(place.parent):
+        if path == place:
+            _settle(staging, path)
+    refuse_links(experiment)
+    if place.is_dir():
+        finish_publishing(place)
+        remove(place / _FORMER_WORK)
+        for staging, path in list(_partial_outputs(place)):
+            _settle(staging, path)
+
+
+def is_output(name: str) -> bool:
+    """Whether an entry of an experiment's folder is made by commands, from data.
+
+    Example:
+        >>> is_output("job"), is_output("notes.txt")
+        (True, False)
+    """
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OUTPUTS)

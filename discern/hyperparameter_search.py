@@ -19,7 +19,7 @@ from discern import search_report
 from discern.cluster import connected
 from discern.config import canonical_experiment, load_search
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
-from discern.files import locked, replacing
+from discern.files import locked, recover, replacing
 from discern.origin import check_own, make_own
 from discern.search_space import (
     examples,
@@ -76,6 +76,7 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
 
 def _optimize(parameters: Parameters, name: str, resume: bool) -> Path:
     folder = parameters.folder(name)
+    recover(folder)
     if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
         raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
     if not parameters.experiments[name]["input_ds"]["split"]["valid_cells"]:

@@ -19,6 +19,7 @@ from discern.blocks import memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.edits import describe_edits
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
+from discern.files import recover, recover_all, replacing
 from discern.functions import available_cpus, number_of_epochs
 from discern.reading import dataset_name, read_raw_input
 
@@ -213,9 +214,9 @@ def write_parameters(
     experiment, reasons = choose(found)
     name = "_".join(dataset_name(path) for path in files[:3]) + (f"_and_{len(files) - 3}_more" if files[3:] else "")
     content = {"exp_param": {"experiments_dir": "experiments"}, "experiments": {name: experiment}}
-    with output.open("x") as handle:
-        handle.write(json.dumps(content, indent=2) + "\n")
-    load_parameters(output)
+    with replacing(output) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        load_parameters(partial)
     chosen = reference or found.reference
     notes = [*found.notes, *([f"all cells are of one batch, {batches[0]}"] if len(batches) == 1 else [])]
     why = "as you said" if reference else "most genes in its median cell"
@@ -334,10 +335,15 @@ def describe(path: Path) -> str:
 
 def _experiments(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the folder and the parameter file of each experiment."""
+    if not path.exists():
+        recover(path.parent)
     if path.is_file():
         parameters = load_parameters(path)
+        for name in parameters.experiments:
+            recover(parameters.folder(name))
         yield from ((parameters.folder(name), path) for name in parameters.experiments)
         return
+    recover_all(path)
     folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
     found = [folder for folder in folders if (folder / "parameters.json").is_file()]
     if not found:
@@ -407,6 +413,8 @@ def _models(job: Path) -> Iterator[str]:
     for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
         with h5py.File(path) as handle:
             attributes = dict(handle.attrs)
+        if "step" in attributes:
+            continue  # no model to project with, but a checkpoint within an epoch
         if "epoch" not in attributes:
             yield f"job/{path.name}, {_size(path.stat().st_size)}, written by the original program"
             continue

@@ -6,7 +6,6 @@ TensorFlow is loaded where data sets are made.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 import weakref
 from pathlib import Path
@@ -19,7 +18,7 @@ from scipy import sparse
 
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
-from discern.files import remove
+from discern.files import Scratch, recover
 from discern.functions import cells_of_step, parse_mean_var
 from discern.tfrecords import SPLITS, TFRecordsWriter, current_records, parse_tfrecords, serialise, write_records
 from discern.writing import generate_h5ad, write_blocks
@@ -172,6 +171,7 @@ class DISCERNData(ad.AnnData):
         Raises:
             MissingFileError: if the folder holds no processed data.
         """
+        recover(Path(folder))
         processed = Path(folder) / "processed_data" / "concatenated_data.h5ad"
         if not processed.exists():
             raise MissingFileError(f"{processed}: no such file; run `discern process` first")
@@ -214,7 +214,7 @@ class DISCERNData(ad.AnnData):
         """Training and validation batches for `keras.Model.fit`, see `batches`."""
         return self.batches()
 
-    def batches(self, thin_counts: float = 1.0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    def batches(self, thin_counts: float = 1.0, begun: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
         """Return training and validation batches for `keras.Model.fit`; the latter may be none.
 
         Elements are `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))`, all float32; counts and
@@ -224,6 +224,7 @@ class DISCERNData(ad.AnnData):
         Args:
             thin_counts: below 1, `input_data` of training cells (not the counts, which are the target) is what fewer
                 reads would have given, see `discern.tfrecords.thinned`.
+            begun: number of steps of the first epoch that have been done: the order of the cells is another one then.
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
@@ -234,7 +235,7 @@ class DISCERNData(ad.AnnData):
             "training": Batches(*self.scaling, n_labels, thin_counts),
             "validate": Batches(*self.scaling, n_labels),
         }
-        seeds = {"training": self._seed, "validate": None}
+        seeds = {"training": self._seed + begun, "validate": None}
         if is_lazy(self.X):
             files = self._records()
             counts = {split: int((self.obs["split"] == SPLITS[split]).sum()) for split in SPLITS}
@@ -258,8 +259,9 @@ class DISCERNData(ad.AnnData):
         if self._tfrecords is not None and (files := current_records(self._tfrecords, self)):
             return files
         if self._cachefile is None and self._temporary is None:
-            self._temporary = Path(tempfile.mkdtemp(prefix="discern-"))
-            weakref.finalize(self, remove, self._temporary)
+            scratch = _scratch(self._tfrecords)
+            self._temporary = scratch.path
+            weakref.finalize(self, scratch.close)
         folder = (self._cachefile or self._temporary or Path()) / "TF_records"
         if not (files := current_records(folder, self)):
             _LOGGER.info("These cells do not fit into memory and have no record files to stream: writing %s", folder)
@@ -268,6 +270,14 @@ class DISCERNData(ad.AnnData):
         if not files:
             raise InvalidInputError(f"{folder}: the record files cannot be read back")
         return files
+
+
+def _scratch(records: Path | None) -> Scratch:
+    """Make a folder for record files: in that of the experiment, if there is one and it can be written to."""
+    try:
+        return Scratch("records", records and records.parent)
+    except OSError:
+        return Scratch("records", None)
 
 
 def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> tuple[tf.data.Dataset, tf.data.Dataset]:

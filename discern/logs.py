@@ -12,6 +12,8 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
+from discern.errors import InvalidInputError, UserError
+from discern.files import cause_in_system, open_own
 from discern.text import message as one_line
 from discern.text import page
 
@@ -98,16 +100,56 @@ def configure(verbosity: int = 0, debug: bool = False) -> None:
     warnings.filterwarnings("default", category=DeprecationWarning, module=r"discern\b")
 
 
+class _File(logging.StreamHandler[TextIO]):
+    """Append to a file; when that fails, say so once and leave it."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
+        if os.fstat(descriptor).st_nlink > 1:
+            os.close(descriptor)
+            raise InvalidInputError(f"{path}: has a second name (a hard link), so something else may be it; remove it")
+        super().__init__(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
+        self._path = path
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            _ROOT.removeHandler(self)
+            _warn_without_log(self._path, error)
+        else:
+            super().handleError(record)
+
+
+def _warn_without_log(path: Path, error: OSError) -> None:
+    _WARNINGS.warning("%s: not written: %s; going on without a log", path, cause_in_system(error) or error)
+
+
 @contextlib.contextmanager
-def to_file(path: Path) -> Iterator[None]:
-    """Append all messages, with time, process and tracebacks, to a file as well."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+def to_file(path: Path) -> Iterator[bool]:
+    """Append all messages, with time, process and tracebacks, to a file as well.
+
+    Yields:
+        Whether there is such a file: one that cannot be written is no reason to fail, but for a warning.
+
+    Raises:
+        InvalidInputError: if it is a link, a pipe or a folder, so that something else would be written to.
+    """
+    try:
+        handler = _File(path)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        _warn_without_log(path, error)
+        yield False
+        return
     handler.setFormatter(_Lines("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     _ROOT.addHandler(handler)
     try:
-        yield
+        yield True
     finally:
         _ROOT.removeHandler(handler)
+        with contextlib.suppress(OSError):  # what a full disk did not take; it has been said
+            handler.stream.close()
         handler.close()
 
 

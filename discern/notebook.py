@@ -16,7 +16,7 @@ from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.estimators.batch_integration import DISCERN
 from discern.estimators.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.estimators.run_exp import setup_exp
-from discern.files import replacing
+from discern.files import locked, replacing
 from discern.functions import clamp_cpus, number_of_epochs, start_tensorflow
 from discern.io import DISCERNData
 from discern.preprocessing import WAERecipe
@@ -220,6 +220,11 @@ class Reconstructor:
         """
         estimator, data = self._fitted()
         folder = Path(folder)
+        with locked(folder):
+            self._save(folder, estimator, data)
+        return folder
+
+    def _save(self, folder: Path, estimator: DISCERN, data: DISCERNData) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InvalidInputError(f"{folder}: expected a new or an empty folder, there is something already")
         given = {**self.parameters, "input_ds": {**self.parameters["input_ds"], "raw_input": [_IN_MEMORY]}}
@@ -230,7 +235,6 @@ class Reconstructor:
             blocks = ({"X": block} for _, block in track_blocks(data.X, "writing cells"))
             write_blocks(partial / "processed_data" / "concatenated_data.h5ad", data, blocks)
             estimator.save(partial / "job", estimator.start_step, losses[-1] if losses else None)
-        return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstructor:

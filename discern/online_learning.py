@@ -7,6 +7,7 @@ new cells. The experiment's folder holds the new state when all of it is complet
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from discern.errors import InvalidInputError, MissingFileError
 from discern.estimators.batch_integration import DISCERN
 from discern.estimators.run_exp import DISCERNRunner, setup_exp, training_callbacks
 from discern.estimators.weights import find_model
-from discern.files import finish_publishing, publish, remove
+from discern.files import Scratch, publish, recover, writing
 from discern.functions import number_of_epochs
 from discern.io import DISCERNData
 from discern.online_cells import OnlineWAERecipe, save_data
@@ -170,17 +171,13 @@ def online_training(
         InvalidInputError: if the new cells cannot be used; see `OnlineWAERecipe`.
     """
     exp_folder = Path(exp_folder)
-    finish_publishing(exp_folder)
+    recover(exp_folder)
     if find_model(exp_folder / "job") is None:
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
     files = _listed(filename)
-    work = exp_folder / ".online"
-    remove(work)
-    try:
-        _prepare_new_state(exp_folder, files, freeze, fill_missing_genes, work)
-        publish(work / "new", exp_folder)
-    finally:
-        remove(work)
+    with writing(exp_folder), contextlib.closing(Scratch("online", exp_folder)) as work:
+        _prepare_new_state(exp_folder, files, freeze, fill_missing_genes, work.path)
+        publish(work.path / "new", exp_folder)
     return [exp_folder / "job" / "last_model.h5", exp_folder / "processed_data" / "concatenated_data.h5ad"]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import h5py
 import numpy as np
 import zarr
 from anndata.io import write_elem
@@ -19,11 +18,13 @@ from discern.blocks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order
 from discern.errors import InvalidInputError
 from discern.files import replacing
 from discern.functions import available_cpus, is_standardised, parse_mean_var, sample_counts
+from discern.hdf5 import OutputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Executor
 
+    import h5py
     import pandas as pd
     from numpy.typing import DTypeLike
 
@@ -199,13 +200,21 @@ def write_blocks(
     )
     with replacing(path) as partial, ThreadPoolExecutor(max_workers=available_cpus()) as pool:
         if path.suffix == ".h5ad":
-            with h5py.File(partial, "w") as group:
+            with OutputFile(partial) as group:
                 write_elem(group, "/", header)
-                _write_matrices(group, header, blocks, np.dtype(dtype), functools.partial(_H5Array, group, pool=pool))
+                make = functools.partial(_H5Array, group, pool=pool)
+                _write_matrices(group, header, _checked(blocks, group), np.dtype(dtype), make)
         else:
             group = zarr.open_group(partial, mode="w", zarr_format=2)
             write_elem(group, "/", header)
             _write_matrices(group, header, blocks, np.dtype(dtype), functools.partial(_ZarrArray, group))
+
+
+def _checked(blocks: Iterable[Mapping[str, Any]], file: OutputFile) -> Iterator[Mapping[str, Any]]:
+    """End the work on a full disk with the block that did not fit."""
+    for block in blocks:
+        file.check()
+        yield block
 
 
 def _write_matrices(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
-from discern import __version__, cli
+from discern import __version__, cli, logs
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -344,6 +345,45 @@ def test_faults_of_the_program(calls: _Calls) -> None:
     assert "Traceback" in _run("--debug", "train", "p.json", code=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "x", "/data/a"), "cannot go on: permission denied (/data/a)"),
+        (OSError(errno.ENOSPC, "x"), "cannot go on: no space left on the disk"),
+        (MemoryError(), "cannot go on: not enough memory"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_the_program(calls: _Calls, error: Exception, said: str) -> None:
+    calls.answer = error
+    _one_line(_run("train", "p.json", code=2), said)
+
+
+def test_a_log_that_cannot_be_written_fails_no_command(calls: _Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: logs._File) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logs._File, "flush", full)
+    result = _run("train", "p.json")
+    assert result.stderr.count("runs/discern.log: not written: no space left on the disk; going on without a log") == 1
+
+
+def test_side_processes_are_told_to_end(golden_file: Path) -> None:
+    content = json.loads(golden_file.read_text())
+    content["experiments"]["more"] = content["experiments"]["cells"]
+    golden_file.write_text(json.dumps(content))
+    command = [sys.executable, "-m", "discern", "process", str(golden_file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        deadline = time.monotonic() + 60
+        while not list(Path("runs").glob(".*.partial-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()  # ends when the last process that could write to it does
+        assert process.wait() == 143
+    assert "Traceback" not in rest
+    assert [path.name for path in Path("runs").iterdir() if "partial" in path.name] == []
+
+
 def test_interruption(calls: _Calls) -> None:
     calls.answer = KeyboardInterrupt()
     _one_line(_run("train", "p.json", code=130), "interrupted")
@@ -411,18 +451,22 @@ def test_a_real_run_and_its_refused_repetition(golden_file: Path) -> None:
     assert after == before
 
 
-def test_a_real_interruption(golden_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")]
+)
+def test_a_real_interruption(golden_file: Path, number: signal.Signals, code: int, said: str) -> None:
     command = [sys.executable, "-m", "discern", "process", str(golden_file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "reading" not in process.stderr.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         begin = time.monotonic()
         rest = process.stderr.read()
-        assert process.wait() == 130
+        assert process.wait() == code
     assert time.monotonic() - begin < 10
-    assert rest.splitlines()[-1] == "error: interrupted"
+    assert rest.splitlines()[-1] == f"error: {said}: what is written is complete; the same command starts again"
+    assert rest.count("error:") == 1
     assert "Traceback" not in rest
     assert not Path("runs/cells").exists()
     assert [path.name for path in Path("runs").iterdir() if "partial" in path.name] == []

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import logging
 import os
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from discern import errors, files, progress
+from discern import errors, files, logs, progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,6 +202,220 @@ def test_bars_only_on_a_terminal_of_the_main_process(monkeypatch: pytest.MonkeyP
     assert not progress.shows_bars()
     monkeypatch.undo()
     assert not progress.shows_bars()
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """An experiment with an evaluation."""
+    folder = tmp_path / "runs" / "one"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "report.html").write_text("old")
+    (folder / "parameters.json").write_text("old")
+    return folder
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(params=["at once", "in two steps"])
+def swaps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Folders are swapped by one call, or, where the system knows none, by two renames."""
+    if request.param == "in two steps":
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("part", ["", "evaluation"], ids=["experiment", "evaluation"])
+@pytest.mark.parametrize("calls", range(8))
+def test_killed_anywhere_while_a_folder_is_replaced(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, swaps: str, part: str, calls: int
+) -> None:
+    target = experiment / part
+    left = calls
+
+    def dying(real: Any) -> Any:
+        def change(*arguments: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return real(*arguments, **kwargs)
+
+        return change
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        for function in ("rename", "replace", "fsync", "rmdir", "unlink", "mkdir"):
+            patch.setattr(os, function, dying(getattr(os, function)))
+        patch.setattr(files.Scratch, "close", lambda scratch: os.close(scratch._descriptor))  # as the system does
+        with files.replacing(target) as partial:
+            partial.mkdir()
+            for name in ("report.html", "parameters.json"):
+                (partial / name).write_text("new")
+    files.recover(experiment)
+    texts = {path.read_text() for path in target.glob("*.*")}
+    assert texts in ({"old"}, {"new"})
+    assert [path.name for path in experiment.parent.rglob("*") if "partial" in path.name] == []
+
+
+def test_a_folder_in_use_is_no_leftover(experiment: Path) -> None:
+    with files.replacing(experiment / "evaluation") as partial:
+        partial.mkdir()
+        files.recover(experiment)
+        (partial / "report.html").write_text("new")
+    assert (experiment / "evaluation" / "report.html").read_text() == "new"
+
+
+def test_what_is_published_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: str) -> None:
+    done: list[str] = []
+    (tmp_path / "folder").mkdir()
+    for function in ("fsync", "rename", "replace"):
+        real = getattr(os, function)
+        monkeypatch.setattr(os, function, lambda *a, f=function, r=real: (done.append(f), r(*a))[1])
+    with files.replacing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "a").write_text("1")
+    renames = ["rename", "replace"] if swaps == "in two steps" else []
+    assert done == ["fsync", "fsync", *renames, "fsync"]  # file, folder; the folder around
+
+
+@pytest.mark.parametrize("part", ["job", "projected", ".ready", "evaluation", "job/UMAP", "parameters.json", "backup"])
+def test_a_linked_part_is_refused(tmp_path: Path, part: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("1")
+    link = tmp_path / "runs" / "one" / part
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(errors.InvalidInputError, match=f"{part}: a link, to .*elsewhere: expected"):
+        files.locked(tmp_path / "runs" / "one").__enter__()
+    assert _tree(elsewhere) == {"precious": "1"}
+
+
+def test_a_link_within_what_was_being_published_is_refused(tmp_path: Path) -> None:
+    experiment = tmp_path / "one"
+    (experiment / ".ready" / "job").mkdir(parents=True)
+    (experiment / "job").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (experiment / ".ready" / ".replaced").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.InvalidInputError, match=r"\.replaced: a link"):
+        files.finish_publishing(experiment)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_experiment_that_is_a_link_to_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home" / "job").mkdir(parents=True)
+    (tmp_path / "one").symlink_to(tmp_path / "home")
+    with pytest.raises(errors.InvalidInputError, match="neither an experiment nor an empty folder"):
+        files.locked(tmp_path / "one").__enter__()
+    (tmp_path / "two").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(errors.InvalidInputError, match="neither an experiment nor an empty folder"):
+        files.locked(tmp_path / "two").__enter__()
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path / ".one.lock"
+    (tmp_path / "precious").write_text("1")
+    {"link": lambda: lock.symlink_to("precious"), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with pytest.raises(errors.InvalidInputError, match=rf"\.one\.lock: .*{kind}"):
+        files.locked(tmp_path / "one").__enter__()
+    assert (tmp_path / "precious").read_text() == "1"
+
+
+def test_a_lock_with_a_second_name_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("1")
+    (tmp_path / ".one.lock").hardlink_to(tmp_path / "precious")
+    with files.locked(tmp_path / "one"):
+        pass
+    assert (tmp_path / "precious").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left on the disk"),
+        (PermissionError(errno.EACCES, "x", "/data/a"), r"permission denied \(/data/a\)"),
+        (OSError(errno.EFBIG, "x"), "files of this size are not allowed here"),
+        (RuntimeError("(errno = 28, error message = 'No space left on device')"), "no space left on the disk"),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_a_line(tmp_path: Path, error: Exception, reason: str) -> None:
+    (tmp_path / "x").write_text("old")
+    outer, inner = files.replacing(tmp_path / "x"), files.replacing(tmp_path / "y")
+    with (
+        pytest.raises(errors.OutputError, match=f"x: not written: {reason}; what was there is as"),
+        outer,
+        inner,
+    ):
+        raise error
+    assert _tree(tmp_path) == {"x": "old"}
+
+
+def test_other_errors_are_not_the_system_s(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "x"):
+        raise ZeroDivisionError
+
+
+_TOO_LARGE = """
+import resource, sys
+from pathlib import Path
+import anndata as ad
+import numpy as np
+from discern.errors import OutputError
+from discern.writing import write_blocks
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+cells = ad.AnnData(obs={"n": np.arange(3000)}, shape=(3000, 1000))
+try:
+    write_blocks(Path(sys.argv[1]), cells, ({"X": np.random.default_rng(0).random((1000, 1000))} for _ in range(3)))
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("size", [0, 5_000, 100_000, 3_000_000])
+def test_hdf5_survives_a_file_that_cannot_grow(tmp_path: Path, size: int) -> None:
+    command = [sys.executable, "-c", _TOO_LARGE, str(tmp_path / "x.h5ad"), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "x.h5ad: not written: files of this size are not allowed here" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link"])
+def test_a_log_that_is_something_else_is_refused(tmp_path: Path, kind: str) -> None:
+    log, precious = tmp_path / "discern.log", tmp_path / "precious"
+    precious.write_text("1")
+    make = {"link": lambda: log.symlink_to(precious), "pipe": lambda: os.mkfifo(log)}
+    make.get(kind, lambda: log.hardlink_to(precious))()
+    with pytest.raises(errors.InvalidInputError, match=rf"discern\.log: .*{kind}"):
+        logs.to_file(log).__enter__()
+    assert precious.read_text() == "1"
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with logs.to_file(tmp_path / "discern.log") as written:
+        assert written
+        (handler,) = (one for one in logging.getLogger().handlers if isinstance(one, logs._File))
+        handler.stream = Full()
+        for _ in range(3):
+            logging.getLogger("discern").warning("something")
+    assert [m for m in caplog.messages if m != "something"] == [
+        f"{tmp_path}/discern.log: not written: no space left on the disk; going on without a log"
+    ]
+
+
+def test_a_log_in_a_place_that_does_not_take_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with logs.to_file(tmp_path / "file" / "discern.log") as written:
+        assert not written
+    assert "not written: a part of the path is no folder" in caplog.text
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

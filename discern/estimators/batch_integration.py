@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from discern import progress
+from discern import files, progress
 from discern.capacity import check_network_fits
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError
@@ -58,6 +58,7 @@ class DISCERN:
     Attributes:
         wae_model: The Keras model, None before it is built.
         start_step: Epochs that the model has been trained for.
+        begun: How far it is in the next epoch, after `resume`; None at the end of an epoch.
 
     Source:
         Hausmann et al., Genome Biology 24:212 (2023).
@@ -127,6 +128,7 @@ class DISCERN:
         self.strategy = tf.distribute.MirroredStrategy() if distribute == "mirrored" else tf.distribute.get_strategy()
         self.wae_model: keras.Model | None = None
         self.start_step = 0
+        self.begun: weights.Begun | None = None
         self.scaling: tuple[np.ndarray, np.ndarray] | None = None
         self.genes: list[str] | None = None
         self.batches: list[str] | None = None
@@ -305,16 +307,22 @@ class DISCERN:
                 callback.discern = self
         if savepath is not None:
             callbacks.insert(0, Checkpoint(self, Path(savepath)))
-        train, valid = inputdata.batches(self.thin_counts)
-        history = self._built().fit(
-            train,
-            validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
-            epochs=max_steps,
-            initial_epoch=self.start_step,
-            callbacks=callbacks,
-            shuffle=False,  # the data set does it
-            verbose=0,
-        )
+        train, valid = inputdata.batches(self.thin_counts, begun=self.begun.step if self.begun else 0)
+        try:
+            history = self._built().fit(
+                train,
+                validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
+                epochs=max_steps,
+                initial_epoch=self.start_step,
+                callbacks=callbacks,
+                shuffle=False,  # the data set does it
+                verbose=0,
+            )
+        finally:
+            self.begun = None
+            for callback in callbacks:
+                if isinstance(callback, VisualisationCallback):
+                    callback.close()
         finite = int(np.isfinite(history.history.get("loss", [])).sum())
         self.start_step += finite
         if finite < len(history.history.get("loss", [])):
@@ -336,6 +344,40 @@ class DISCERN:
             self._built(), Path(directory) / weights.LAST, epoch, val_loss, self.scaling, self.genes, self.batches
         )
         weights.keep_best(directory)
+
+    def save_unfinished(self, directory: Path, epoch: int, step: int) -> None:
+        """Write the model in the middle of an epoch, to go on from there with `resume` after an interruption.
+
+        Args:
+            directory: The folder, an experiment's `job`.
+            epoch: Epochs that were finished.
+            step: Steps of the next one that are done.
+        """
+        model = self._built()
+        begun = weights.Begun(epoch, step, tuple(variable.numpy() for variable in model.metrics_variables))
+        path = Path(directory) / files.UNFINISHED
+        weights.save_model(model, path, epoch, None, self.scaling, self.genes, self.batches, begun)
+
+    def resume(self, directory: Path) -> None:
+        """Read the model with which an interrupted training goes on.
+
+        It is that of the last checkpoint within an epoch, if any, otherwise the newest, as with `restore_model`.
+
+        Args:
+            directory: The `job` folder of an experiment.
+
+        Raises:
+            MissingFileError: If there is no model.
+            InvalidInputError: If a file is damaged or does not fit the parameters.
+        """
+        if (Path(directory) / weights.LAST).is_file():
+            weights.keep_best(directory)  # what an interruption after an epoch may have left undone
+        begun = weights.find_unfinished(directory)
+        if begun is None:
+            self.restore_model(directory)
+        else:
+            weights.restore(self, Path(directory), Path(directory) / files.UNFINISHED)
+            self.begun = begun
 
     def restore_model(self, directory: Path) -> None:
         """Read the newest model of an experiment, also one written by the original program.

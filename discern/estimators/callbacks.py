@@ -6,23 +6,25 @@ import contextlib
 import logging
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import anndata
 import keras
 import numpy as np
+import tensorflow as tf
+from anndata.io import write_elem
 
 from discern import progress
 from discern.errors import InvalidInputError
-from discern.files import remove_partial
+from discern.files import UNFINISHED, Scratch, cause_in_system, remove_partial
+from discern.hdf5 import OutputFile
 from discern.io import iter_blocks, np_one_hot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import pandas as pd
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""Within an epoch; a checkpoint of the published network has 570 MB."""
 
 Logs = dict[str, Any] | None
 
@@ -138,30 +142,109 @@ def _parts(logs: Logs) -> str:
     return " ".join(f"{short} {float((logs or {})[name]):.4g}" for name, short in names.items() if name in (logs or {}))
 
 
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras' callback, but logs that cannot be written end with a warning, not the training."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._failed = False
+
+    def _call(self, hook: Callable[..., None], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            hook(*arguments)
+        except (OSError, tf.errors.OpError) as error:
+            reason = cause_in_system(error)
+            if reason is None:
+                raise
+            self._failed = True
+            _LOGGER.warning(
+                "%s: the logs for TensorBoard cannot be written: %s; going on without", self.log_dir, reason
+            )
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Open the logs."""
+        self._call(super().on_train_begin, logs)
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Close the logs."""
+        self._call(super().on_train_end, logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Begin an epoch."""
+        self._call(super().on_epoch_begin, epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Log the epoch."""
+        self._call(super().on_epoch_end, epoch, logs)
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        """Begin the validation."""
+        self._call(super().on_test_begin, logs)
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        """Log the validation."""
+        self._call(super().on_test_end, logs)
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Write the model to `job/last_model.h5` after every epoch, and keep the one of lowest validation loss.
+
+    In a long epoch, the model as it is goes to `job/unfinished_epoch.h5` every now and then. A training that goes on
+    from there (`DISCERN.resume`) does the steps that are left of that epoch; they shuffle the cells anew, so some are
+    seen twice in it and others not. The losses of the epoch are those of all its steps.
 
     A model whose loss is not finite is not written, so that the last good one stays.
 
     Args:
         discern: The estimator that is trained.
         directory: The experiment's `job` folder.
+        interval: Seconds between two checkpoints within an epoch; None for ten minutes.
     """
 
-    def __init__(self, discern: DISCERN, directory: Path) -> None:
+    def __init__(self, discern: DISCERN, directory: Path, interval: float | None = None) -> None:
         super().__init__()
         self.discern = discern
         self.directory = directory
+        self.interval = SECONDS_BETWEEN_CHECKPOINTS if interval is None else interval
+        self._epoch = self._before = 0
+        self._is_rest = False
+        self._saved = time.monotonic()
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Clear what a killed training left."""
         remove_partial(self.directory)
+        self._saved = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Go on where an interrupted training stopped."""
+        begun = self.discern.begun
+        self._epoch, self._is_rest = epoch, False
+        self._before = begun.step if begun is not None and begun.epoch == epoch else 0
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Write the model if it is time; end an epoch of which an earlier run did a part."""
+        done, steps = self._before + batch + 1, self.params.get("steps")
+        if self._before and batch == 0 and self.discern.begun is not None:
+            with self.discern.strategy.scope():
+                self.discern.begun.add_to_metrics(self.model)
+        if self._before and steps and done >= steps:
+            self._is_rest = self.model.stop_training = True
+        elif time.monotonic() - self._saved >= self.interval:
+            if np.isfinite(float((logs or {}).get("loss", 0.0))):
+                self.discern.save_unfinished(self.directory, self._epoch, done)
+            self._saved = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write the model."""
         logs = logs or {}
         if np.isfinite(logs.get("loss", 0.0)):
+            if self._is_rest:
+                self.model.stop_training = False
             self.discern.save(self.directory, epoch=epoch + 1, val_loss=logs.get("val_loss"))
+            (self.directory / UNFINISHED).unlink(missing_ok=True)
+        self._saved = time.monotonic()
 
 
 class VisualisationCallback(keras.callbacks.Callback):
@@ -196,7 +279,7 @@ class VisualisationCallback(keras.callbacks.Callback):
         self._labels = np_one_hot(self.obs["batch"])
         self._cells = [block for _, block in iter_blocks(data.X[chosen], 256)]
         self._components = np.asarray(data.varm["PCs"], dtype=np.float32)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._drawing: subprocess.Popen[bytes] | None = None
         self._epoch = self._drawn = -1
 
@@ -222,26 +305,41 @@ class VisualisationCallback(keras.callbacks.Callback):
                 self._collect()
                 self._draw(self._epoch)
             self._collect()
+        self.close()
+
+    def close(self) -> None:
+        """End what is being drawn, when the training does not end well."""
+        if self._drawing is not None:
+            self._drawing.terminate()
+            self._drawing.communicate()
+            self._drawing = None
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.close()
             self._scratch = None
 
     def _draw(self, epoch: int) -> None:
         if self.discern is None:
             raise InvalidInputError("VisualisationCallback draws what DISCERN.training trains: pass it there")
         self._collect()
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="discern-umap-")
-        cells = Path(self._scratch.name) / "cells.h5ad"
-        # h5ad files take no slash in a name; discern.draw turns the names back
-        obsm = {quote(title, safe=""): values for title, values in self._representations(self.discern).items()}
-        obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
-        anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(cells)
+        try:
+            self._drawing = self._start_drawing(self.discern, epoch)
+        except OSError as error:  # pictures are worth a warning, not a training
+            _LOGGER.warning("the pictures of epoch %d cannot be drawn: %s", epoch + 1, cause_in_system(error) or error)
+        self._drawn = epoch
+
+    def _start_drawing(self, discern: DISCERN, epoch: int) -> subprocess.Popen[bytes]:
         self.outdir.mkdir(parents=True, exist_ok=True)
+        if self._scratch is None:
+            self._scratch = Scratch("drawing", self.outdir)
+        cells = self._scratch.path / "cells.h5ad"
+        # h5ad files take no slash in a name; discern.draw turns the names back
+        obsm = {quote(title, safe=""): values for title, values in self._representations(discern).items()}
+        obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
+        with OutputFile(cells) as file:
+            write_elem(file, "/", anndata.AnnData(obs=obs, obsm=obsm))
         command = [sys.executable, "-m", "discern.draw", str(cells), str(self.outdir), f"epoch_{epoch + 1:04d}"]
         # A process of its own rather than multiprocessing, which would run the user's script again.
-        self._drawing = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self._drawn = epoch
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def _collect(self) -> None:
         """Wait for the pictures that are being drawn."""
@@ -298,7 +396,7 @@ def create_callbacks(
     job = exp_folder / "job"
     callbacks: list[keras.callbacks.Callback] = [
         keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.TensorBoard(log_dir=str(job), write_graph=False, profile_batch=profile_batch),
+        TensorBoard(log_dir=str(job), write_graph=False, profile_batch=profile_batch),
         TrainingProgress(),
     ]
     if early_stopping_limits:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from discern import logs
 from discern.cluster import Task, run_on_ray
 from discern.errors import MissingFileError
-from discern.files import finish_publishing, locked
+from discern.files import UNFINISHED, locked, recover
 from discern.functions import number_of_epochs
+from discern.processes import as_child, end_children, run_in_child
 from discern.projection import MATRICES, CheckMetaData, check_output
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     from discern.config import load_parameters
 
     exp_folder = Path(exp_folder)
-    finish_publishing(exp_folder)
+    recover(exp_folder)
     if not (exp_folder / "parameters.json").is_file():
         raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
     (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
@@ -72,7 +73,9 @@ def _load(exp_folder: Path, file: Path | None, batch_size: int) -> DISCERNData:
 def _has_model(exp_folder: Path) -> bool:
     job = exp_folder / "job"
     return job.is_dir() and any(
-        path.suffix in (".h5", ".hdf5") for path in job.iterdir() if not path.name.startswith(".")
+        path.suffix in (".h5", ".hdf5")
+        for path in job.iterdir()
+        if not path.name.startswith(".") and path.name != UNFINISHED
     )
 
 
@@ -108,10 +111,14 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
     data = _load(exp_folder, input_path, training["batch_size"])
     epochs = number_of_epochs(training, data.obs)
     job = exp_folder / "job"
-    if _has_model(exp_folder):
-        model.restore_model(job)
+
+    from discern.estimators.weights import find_unfinished
+
+    if _has_model(exp_folder) or find_unfinished(job):
+        model.resume(job)
         model.prepare(data)
-        _LOGGER.info("%s: going on with the model of epoch %d", exp_folder.name, model.start_step)
+        within = f", within the next one after step {model.begun.step}" if model.begun else ""
+        _LOGGER.info("%s: going on with the model of epoch %d%s", exp_folder.name, model.start_step, within)
         if model.start_step >= epochs:
             _LOGGER.warning(
                 "%s: the model has been trained for %d epochs, of %d that training.max_steps and max_updates ask for: "
@@ -275,17 +282,29 @@ def _run_on_gpus(
 
         def run(name: str) -> list[Path]:
             # A pool of one for each experiment: a process that is killed takes no other experiment with it.
-            with ProcessPoolExecutor(1, context, initializer=logs.forward, initargs=(messages, name)) as process:
+            with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
                 arguments = {"func": func, "kwargs": kwargs}
-                return process.submit(run_exp_multiprocess, folders[name], free, _locked_run, arguments).result()
+                step = process.submit(run_in_child, run_exp_multiprocess, folders[name], free, _locked_run, arguments)
+                return step.result()
 
+        manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         running = {name: threads.submit(run, name) for name in folders}
-        for name, future in running.items():
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            results[name] = error if error is not None else future.result()
+        try:
+            for name, future in running.items():
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                results[name] = error if error is not None else future.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running.values(), manager_process)
+            raise
     return results
+
+
+def _begin(messages: Any, name: str) -> None:
+    as_child()
+    logs.forward(messages, name)
 
 
 def _task(
@@ -296,6 +315,7 @@ def _task(
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    recover(exp_folder)
     if not exp_folder.is_dir():
         raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")
     with locked(exp_folder):

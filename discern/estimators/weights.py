@@ -4,6 +4,7 @@ Nothing in a model file is executed: the network is built from the parameters an
 
 Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`,
 `batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`.
+A checkpoint within an epoch (`unfinished_epoch.h5`) also has the attribute `step` and `metrics/NUMBER`.
 The original's: a whole Keras 2 model, weights in the order of the layers.
 """
 
@@ -27,6 +28,7 @@ from discern.config import load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UserError
 from discern.estimators.optimizers import Lookahead
 from discern.functions import parse_mean_var
+from discern.hdf5 import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +73,31 @@ class ModelFile:
     scaling: tuple[np.ndarray, np.ndarray] | None = None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """How far a training is within an epoch.
+
+    Attributes:
+        epoch: Number of epochs before this one.
+        step: Number of its steps that are done.
+        metrics: The variables of the model's metrics, from which its losses are averaged.
+    """
+
+    epoch: int
+    step: int
+    metrics: tuple[np.ndarray, ...]
+
+    def add_to_metrics(self, model: WAE) -> None:
+        """Let the model's metrics, which are sums, go on from where they were, after its first step.
+
+        A model that has other ones starts them anew.
+        """
+        variables = model.metrics_variables
+        if [tuple(variable.shape) for variable in variables] == [values.shape for values in self.metrics]:
+            for variable, values in zip(variables, self.metrics, strict=True):
+                variable.assign(variable.numpy() + values)
+
+
 def find_model(directory: Path) -> Path | None:
     """Return the newest model file of an experiment, or None.
 
@@ -109,6 +136,7 @@ def save_model(
     scaling: tuple[np.ndarray, np.ndarray] | None = None,
     genes: Sequence[str] | None = None,
     batches: Sequence[str] | None = None,
+    begun: Begun | None = None,
 ) -> None:
     """Write a model with the state of its optimiser; the file appears complete or not at all.
 
@@ -120,6 +148,7 @@ def save_model(
         scaling: Mean and standard deviation of each gene.
         genes: Names of the genes.
         batches: Names of the batches, in the order of the labels.
+        begun: How far it is in the next epoch, if it is in the middle of one.
 
     Example:
         >>> import tempfile
@@ -131,7 +160,7 @@ def save_model(
         >>> read_model_file(path).epoch
         7
     """
-    with files.replacing(Path(path)) as partial, h5py.File(partial, "w") as handle:
+    with files.replacing(Path(path)) as partial, OutputFile(partial) as handle:
         handle.attrs["format_version"] = FORMAT_VERSION
         handle.attrs["epoch"] = epoch
         handle.attrs["n_genes"] = model.encoder.inputs[0].shape[-1]
@@ -145,6 +174,10 @@ def save_model(
         if optimizer is not None and optimizer.built:
             for name, variable in _optimizer_variables(optimizer).items():
                 handle[f"optimizer/{name}"] = variable.numpy()
+        if begun is not None:
+            handle.attrs["step"] = begun.step
+            for number, values in enumerate(begun.metrics):
+                handle[f"metrics/{number}"] = values
         if scaling is not None:
             handle["scaling/mean"], handle["scaling/std"] = scaling
         for key, names in (("genes", genes), ("batches", batches)):
@@ -217,18 +250,44 @@ def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer |
             _load_optimizer(Path(path), state, optimizer, model)
 
 
-def restore(estimator: Any, directory: Path) -> None:
+def find_unfinished(directory: Path) -> Begun | None:
+    """Return how far the training of a `job` folder was in the epoch after its newest model, if that was written.
+
+    A damaged checkpoint is left aside, with a warning.
+
+    Raises:
+        InvalidInputError: If the newest model is damaged.
+    """
+    path = Path(directory) / files.UNFINISHED
+    if not path.is_file():
+        return None
+    try:
+        with _open(path) as handle:
+            metrics = handle.get("metrics", {})
+            values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
+            begun = Begun(int(handle.attrs["epoch"]), int(handle.attrs["step"]), values)
+    except InvalidInputError as error:
+        _LOGGER.warning("%s; the epoch begins anew", error)
+        return None
+    model = find_model(directory)
+    found = read_model_file(model) if model is not None else None
+    done = 0 if found is None else _epochs(found) if found.epoch is None else found.epoch
+    return begun if begun.epoch == done else None
+
+
+def restore(estimator: Any, directory: Path, file: Path | None = None) -> None:
     """Build the model of an estimator and read the newest model file of an experiment into it.
 
     Args:
         estimator: A `discern.DISCERN`, made from the experiment's parameters.
         directory: The experiment's folder, or the `job` folder in it.
+        file: The model file to read in place of the newest.
 
     Raises:
         MissingFileError: If there is no model file.
         InvalidInputError: If it is damaged or does not fit the parameters.
     """
-    path = find_model(directory)
+    path = file or find_model(directory)
     if path is None:
         raise MissingFileError(f"{directory}: there is no trained model ({LAST}); train the experiment first")
     found = read_model_file(path)

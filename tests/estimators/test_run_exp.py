@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ from discern.estimators.run_exp import (
 from discern.files import locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from discern.config import Parameters
@@ -71,6 +73,111 @@ class TestSetup:
         change_training(experiment, parallel_pc=1, GPU=[3])
         setup_exp(experiment)
         assert asked == [(1, [3])]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class TestTrainingThatWasKilledWithinAnEpoch:
+    """A checkpoint is written after each step."""
+
+    @pytest.fixture
+    def killed(self, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+        """A function that trains until a step (from 0) of an epoch (from 0) and is killed then."""
+        monkeypatch.setattr("discern.estimators.callbacks.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        self.steps: list[tuple[int, int]] = []
+        self.averaged: list[float] = []
+
+        def kill(epoch: int, step: int, **training: Any) -> Path:
+            change_training(untrained, max_steps=2, **training)
+            with monkeypatch.context() as patch:
+                patch.setattr(run_exp, "training_callbacks", lambda *_: [self.watch((epoch, step))])
+                with pytest.raises(Killed):
+                    run_train(untrained)
+            monkeypatch.setattr(run_exp, "training_callbacks", lambda *_: [self.watch(None)])
+            return untrained
+
+        return kill
+
+    def watch(self, last: tuple[int, int] | None) -> Any:
+        import keras
+
+        steps, averaged = self.steps, self.averaged
+
+        class Watch(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                self.epoch = epoch
+
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                steps.append((self.epoch, batch))
+                # how many values the loss is the mean of
+                averaged.append(float(self.model.metrics_variables[1].numpy()))
+                if (self.epoch, batch) == last:
+                    raise Killed
+
+        return Watch()
+
+    def iterations(self, experiment: Path, name: str = "last_model.h5") -> int:
+        with h5py.File(experiment / "job" / name) as file:
+            return int(file["optimizer/iteration"][()])
+
+    def epoch(self, experiment: Path) -> int:
+        with h5py.File(experiment / "job" / "last_model.h5") as file:
+            return int(file.attrs["epoch"])
+
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_goes_on_from_there(
+        self, killed: Callable[..., Path], epoch: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        experiment = killed(epoch, 1)
+        assert self.iterations(experiment, "unfinished_epoch.h5") == len(self.steps)
+        before = len(self.steps)
+        run_train(experiment)
+        assert f"going on with the model of epoch {epoch}, within the next one after step 2" in caplog.text
+        assert self.steps[before:][0] == (epoch, 0)
+        per_epoch = self.iterations(experiment) // 2
+        assert len(self.steps) == 2 * per_epoch == self.iterations(experiment)
+        assert self.epoch(experiment) == 2
+        assert not (experiment / "job" / "unfinished_epoch.h5").exists()
+
+    def test_losses_are_those_of_the_whole_epoch(self, killed: Callable[..., Path]) -> None:
+        experiment = killed(0, 1)
+        first = self.averaged[-1]
+        run_train(experiment)
+        assert self.averaged[2] == first / 2 * 3
+        assert self.averaged[len(self.averaged) // 2 - 1] == self.averaged[-1] == first / 2 * len(self.averaged) / 2
+
+    def test_it_is_no_model_to_project_with(self, killed: Callable[..., Path]) -> None:
+        experiment = killed(0, 0)
+        with pytest.raises(MissingFileError, match="holds no trained model: run `discern train` first"):
+            run_projection(experiment, [("batch", "celseq2")], None, False, False)
+
+    def test_one_of_an_earlier_epoch_is_not_used(self, killed: Callable[..., Path]) -> None:
+        experiment = killed(0, 1)
+        old = (experiment / "job" / "unfinished_epoch.h5").read_bytes()
+        change_training(experiment, max_steps=1)
+        run_train(experiment)
+        (experiment / "job" / "unfinished_epoch.h5").write_bytes(old)
+        change_training(experiment, max_steps=2)
+        run_train(experiment)
+        assert self.steps.count((1, 0)) == 1
+        assert self.epoch(experiment) == 2
+        assert not (experiment / "job" / "unfinished_epoch.h5").exists()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"distribute": "mirrored"},
+            {"optimizer": {"algorithm": "keras.optimizers.Adam", "learning_rate": 0.001, "Lookahead": True}},
+        ],
+    )
+    def test_with_other_ways_to_train(self, killed: Callable[..., Path], options: dict[str, Any]) -> None:
+        experiment = killed(0, 1, **options)
+        run_train(experiment)
+        assert self.epoch(experiment) == 2
+        assert self.iterations(experiment) == len(self.steps)
 
 
 class TestTrain:

@@ -1,0 +1,96 @@
+"""How processes end: cleanly when they are told to, and not without those that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from concurrent.futures import Future
+
+_T = TypeVar("_T")
+
+
+class Terminated(KeyboardInterrupt):
+    """A scheduler or the user told the process to end: all is cleaned up as after Ctrl-C."""
+
+    signal_number = signal.SIGTERM
+
+
+class _HungUp(Terminated):
+    signal_number = signal.SIGHUP
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), raise `Terminated` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {}
+    for kind in (Terminated, _HungUp):
+        if signal.getsignal(kind.signal_number) == signal.SIG_DFL:
+            former[kind.signal_number] = signal.signal(kind.signal_number, _raising(kind))
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _raising(kind: type[Terminated]) -> Callable[[int, Any], NoReturn]:
+    def handler(number: int, frame: Any) -> NoReturn:
+        raise kind
+
+    return handler
+
+
+def as_child() -> None:
+    """Leave Ctrl-C to the parent, which ends this process, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask the system, if it is Linux, to send SIGTERM when the thread that started this process is gone."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def run_in_child(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function in a process of a pool; one that is told to end cleans up and fails."""
+    parent = os.getppid()
+    try:
+        with ending_cleanly():
+            return function(*arguments)
+    except Terminated:
+        raise RuntimeError("its process was told to end") from None
+    finally:
+        if os.getppid() != parent:  # nobody waits for the result, and the pool would wait for work for ever
+            os._exit(1)
+
+
+def end_children(running: Collection[Future[Any]], others: Collection[int] = ()) -> None:
+    """Tell the processes of pools to end, and wait until what ran in them is done.
+
+    Args:
+        running: What threads of this process wait for.
+        others: Numbers of child processes that are left alone.
+    """
+    import multiprocessing
+
+    told = set(others)
+    while not all(future.done() for future in running):
+        for child in multiprocessing.active_children():
+            if child.pid is not None and child.pid not in told:
+                told.add(child.pid)
+                child.terminate()
+        time.sleep(0.02)
