@@ -269,8 +269,8 @@ def _sparse_rows(path: Path, name: str, indptr: np.ndarray, n_genes: int, block_
     first, last = indptr[start], indptr[stop]
     with _opened(path, again=True) as group:
         elem = group[name]
-        parts = (elem[key][first:last] for key in ("data", "indices"))
-        return compressed(*parts, indptr[start : stop + 1] - first, (stop - start, n_genes))
+        data, indices = elem["data"][first:last], elem["indices"][first:last]
+        return compressed(data, indices, indptr[start : stop + 1] - first, (stop - start, n_genes))
 
 
 def _dense_rows(path: Path, name: str, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:

@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern.errors import InvalidInputError, MissingFileError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _LONGEST = 600
 _DEEPEST = 64
@@ -39,7 +39,7 @@ def reading(path: Path | str, problem: str, advice: str = "") -> Iterator[None]:
         advice: what to do.
 
     Raises:
-        InvalidInputError: for every exception in the block but `UserError` and `ImportError`.
+        InvalidInputError: for every exception in the block but `UserError`, `ImportError` and `NameError`.
 
     Example:
         >>> with reading("cells.h5ad", "cannot be read as .h5ad", "export it again"):
@@ -50,18 +50,18 @@ def reading(path: Path | str, problem: str, advice: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, ImportError):
+    except (UserError, ImportError, NameError):
         raise
-    except Exception as error:  # noqa: BLE001 (the readers raise everything, even bare Exception)
+    except Exception as error:  # readers raise everything, even that
         message = f"{visible(str(path))}: {problem} ({reason(error)})"
         raise InvalidInputError(f"{message}; {advice}" if advice else message) from error
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line of words, without names of classes, what an exception says.
+    r"""Return in one line of words, without names of classes, what an exception says.
 
     Example:
-        >>> reason(ValueError("a very\\nlong story")), reason(RecursionError()), reason(EOFError())
+        >>> reason(ValueError("a very\nlong story")), reason(RecursionError()), reason(EOFError())
         ('a very long story', 'nested too deeply', 'it ends too early')
     """
     if isinstance(error, RecursionError):
@@ -198,14 +198,15 @@ class ShortLines:
 
 @contextlib.contextmanager
 def open_table(path: Path) -> Iterator[Any]:
-    """Open a text file, perhaps gzipped, for `pandas.read_csv`; memory stays bounded whatever it unpacks to.
+    r"""Open a text file, perhaps gzipped, for `pandas.read_csv`; memory stays bounded whatever it unpacks to.
 
     Example:
         >>> import pandas as pd, tempfile
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "genes.tsv"
-        >>> _ = path.write_text("A\\t1\\n")
+        >>> _ = path.write_text("A\t1\n")
         >>> with open_table(path) as table:
-        ...     pd.read_csv(table, sep="\\t", header=None).shape
+        ...     pd.read_csv(table, sep="\t", header=None).shape
         (1, 2)
     """
     import gzip

@@ -107,6 +107,8 @@ def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, Any] | None) -
     scalings = scalings or {}
     mean = _per_gene(features, scalings, "mean", 0.0)
     std = _per_gene(features, scalings, "var", 1.0)
+    if not np.isfinite(mean).all() or not np.isfinite(std).all():
+        raise InvalidInputError("fixed_scaling: expected finite means and standard deviations, some are not")
     if not (std > 0).all():
         raise InvalidInputError(f"fixed_scaling.var must give a positive standard deviation, got {float(std.min())}")
     return mean, std

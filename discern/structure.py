@@ -37,9 +37,9 @@ _LARGEST_VALUE = 1e18
 _LARGEST_METADATA = 2**28
 
 _CODECS = frozenset(
-    ("blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize")
-    + ("packbits", "astype", "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3")
-    + ("vlen-utf8", "vlen-bytes", "vlen-array", "bytes", "transpose", "sharding_indexed")
+    {"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize"}
+    | {"vlen-utf8", "vlen-bytes", "vlen-array", "bytes", "transpose", "sharding_indexed"}
+    | {"packbits", "astype", "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"}
 )
 """Codecs of zarr that only unpack numbers and texts; `pickle` is none of them."""
 
@@ -188,6 +188,65 @@ def check_finite(values: np.ndarray, name: str, positive: bool = False) -> None:
         raise ValueError(f"{visible(name)}: expected numbers above 0, the smallest is {lowest:g}")
 
 
+def number(values: Mapping[str, Any], name: str, lowest: float, highest: float = 2**53) -> float:
+    """Return a number that a file says, or raise ValueError if it is none, or none that can be.
+
+    Args:
+        values: attributes of the file, or another mapping.
+        name: of the number.
+        lowest: that it can be.
+        highest: that it can be.
+
+    Example:
+        >>> number({"epoch": "three"}, "epoch", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: epoch is three, expected a number from 0 to 9.0072e+15
+    """
+    value = np.asarray(values[name])
+    if value.shape != () or value.dtype.kind not in "iuf" or not lowest <= value <= highest:
+        raise ValueError(f"{name} is {visible(str(value), 60)}, expected a number from {lowest:g} to {highest:g}")
+    found: float = value.item()
+    return found
+
+
+def whole_number(values: Mapping[str, Any], name: str, lowest: int, highest: int = 2**53) -> int:
+    """Return a whole number that a file says; see `number`."""
+    found = number(values, name, lowest, highest)
+    if found != int(found):
+        raise ValueError(f"{name} is {found}, expected a whole number")
+    return int(found)
+
+
+PROCESSED_VERSION = 2
+"""Of the form that processed cells have, see `discern.io.FORMAT`."""
+
+
+def check_format(uns: Mapping[str, Any]) -> None:
+    """Raise ValueError if processed cells are in a form that this program does not know.
+
+    Args:
+        uns: of the cells; without `DISCERN_format` they are of the original program.
+
+    Example:
+        >>> check_format({"DISCERN_format": {"version": 3}})
+        Traceback (most recent call last):
+        ...
+        ValueError: uns["DISCERN_format"] is 3, written by a newer DISCERN; this one reads up to 2
+    """
+    if "DISCERN_format" not in uns:
+        return
+    stamp = uns["DISCERN_format"]
+    version = np.asarray(stamp["version"] if hasattr(stamp, "keys") and "version" in stamp else stamp)
+    if version.shape == () and version.dtype.kind in "iuf" and version == PROCESSED_VERSION:
+        return
+    newer = version.shape == () and version.dtype.kind in "iuf" and version > PROCESSED_VERSION
+    raise ValueError(
+        f'uns["DISCERN_format"] is {visible(str(version), 60)}'
+        + (f", written by a newer DISCERN; this one reads up to {PROCESSED_VERSION}" if newer else ", expected 2")
+    )
+
+
 def _described(array: np.ndarray) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
@@ -196,9 +255,7 @@ def _described(array: np.ndarray) -> str:
 
 
 @contextlib.contextmanager
-def open_hdf5(
-    path: Path, problem: str, advice: str = "", whole: Collection[str] | None = None, values: bool = True
-) -> Iterator[h5py.File]:
+def open_hdf5(path: Path, problem: str, advice: str = "", whole: Collection[str] | None = None) -> Iterator[h5py.File]:
     """Open somebody else's HDF5 file to read from it; the block is one of `discern.foreign.reading`.
 
     Args:
@@ -206,7 +263,6 @@ def open_hdf5(
         problem: see `reading`.
         advice: see `reading`.
         whole: names of the parts that will be read as a whole, by default all.
-        values: whether values will be read.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -322,6 +378,22 @@ def _check_arrays(part: h5py.Group) -> None:
         check_indices(indices[start : start + 2**24], columns if by_rows else rows)
 
 
+# --- Matrix Market ---------------------------------------------------------------------------------------------------
+
+
+def check_header(header: Sequence[Any], path: Path) -> None:
+    """Raise ValueError if the header of a Matrix Market file claims more than the file can hold.
+
+    Args:
+        header: rows, columns and entries first, as `scipy.io.mminfo` returns it.
+        path: the file.
+    """
+    rows, columns, entries = header[:3]
+    characters = path.stat().st_size * (_HIGHEST_COMPRESSION if path.suffix == ".gz" else 1)
+    if min(rows, columns, entries) < 0 or entries > characters or max(rows, columns) > usable_memory() // 64:
+        raise ValueError(f"its header says {rows} x {columns} with {entries} entries, more than the file can hold")
+
+
 # --- zarr ------------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +430,7 @@ def open_zarr(path: Path, whole: Collection[str] | None = None) -> zarr.Group:
             if nbytes > _LARGEST_METADATA:
                 raise ValueError(f"{visible(place)}: {name} has {nbytes / 1e6:.0f} MB")
             metadata = json.loads(Path(file).read_bytes())
-            is_read = whole is None or place.split(os.sep)[0] in whole
+            is_read = whole is None or place.partition("/")[0] in whole
             if isinstance(metadata, dict) and metadata.get("node_type", "array") == "array":
                 _check_array(place, metadata, stored[folder], claims if is_read else None)
     return zarr.open_group(path, mode="r", use_consolidated=False)
@@ -368,7 +440,7 @@ def _check_array(place: str, metadata: Mapping[str, Any], stored: int, claims: _
     for name in _codecs([metadata.get(key) for key in ("codecs", "filters", "compressor")]):
         if name.removeprefix("numcodecs.") not in _CODECS:
             raise ValueError(f"{place}: the codec {visible(name, 60)!r} is not used, it may run code")
-    shape = metadata.get("shape")
+    shape: Any = metadata.get("shape")
     grid = (metadata.get("chunk_grid") or {}).get("configuration") or {}
     chunk = metadata.get("chunks", grid.get("chunk_shape"))
     for sizes in (shape, chunk):

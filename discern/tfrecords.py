@@ -24,6 +24,7 @@ import tensorflow as tf
 from discern.blocks import in_gene_order, track_blocks
 from discern.errors import InvalidInputError
 from discern.files import replacing
+from discern.foreign import check_file
 from discern.functions import prepare_train_valid
 
 if TYPE_CHECKING:
@@ -182,14 +183,43 @@ def current_records(folder: Path, adata: ad.AnnData) -> dict[str, list[Path]] | 
         _LOGGER.info("%s: records of DISCERN 1, not used; the cells are taken from the h5ad file", folder)
         return None
     try:
-        known = json.loads((folder / "meta.json").read_text())
-    except (FileNotFoundError, ValueError):
+        check_file(folder / "meta.json")
+        known = dict(json.loads((folder / "meta.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         _LOGGER.warning("%s: no sound meta.json, the records are incomplete and not used", folder)
         return None
     if known.get("format_version") != FORMAT_VERSION or known.get("fingerprint") != fingerprint(adata):
         _LOGGER.warning("%s: the records are not of these cells and not used; run `discern process` again", folder)
         return None
-    return dict(zip(SPLITS, prepare_train_valid(folder), strict=True))
+    files = dict(zip(SPLITS, prepare_train_valid(folder), strict=True))
+    for paths in files.values():
+        complete = {path.name.split("-of-")[-1] for path in paths} == {f"{len(paths):05d}.tfrecords"}
+        if not complete or any(path.is_symlink() or not path.is_file() for path in paths):
+            _LOGGER.warning("%s: some records are missing, they are not used; run `discern process` again", folder)
+            return None
+    return files
+
+
+_DAMAGED = "the records are damaged"
+
+
+@contextlib.contextmanager
+def damage_told(folder: Path | None) -> Iterator[None]:
+    """Tell what TensorFlow raises over damaged records as an InvalidInputError; all else passes.
+
+    Args:
+        folder: of the records that are streamed in the block; None if there are none.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        told = (_DAMAGED, "expected to contain")  # the latter when there are fewer records than cells
+        damaged = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
+        if folder is None or not (damaged or any(words in str(error) for words in told)):
+            raise
+        raise InvalidInputError(
+            f"{folder}: {_DAMAGED}; run `discern process` again, or remove the folder: it is made anew then"
+        ) from error
 
 
 class Batches:
@@ -242,16 +272,17 @@ class Batches:
         """Return the same for a batch of records."""
         gene_bytes = _gene_dtype(self.n_genes).itemsize
         lengths = (tf.strings.length(records) - 4) // (gene_bytes + 4)
+        tf.debugging.assert_equal(tf.strings.length(records), lengths * (gene_bytes + 4) + 4, _DAMAGED)
         genes = tf.strings.substr(records, tf.fill(tf.shape(lengths), 4), lengths * gene_bytes)
         values = tf.strings.substr(records, 4 + lengths * gene_bytes, lengths * 4)
         codes = tf.strings.substr(records, tf.zeros_like(lengths), tf.fill(tf.shape(lengths), 4))
-        return self(
-            lengths,
-            tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32),
-            _decoded(values, tf.float32),
-            tf.ensure_shape(_decoded(codes, tf.int32), records.shape),
-            draw,
-        )
+        numbers = tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32)
+        labels = tf.ensure_shape(_decoded(codes, tf.int32), records.shape)
+        expression = tf.debugging.assert_all_finite(_decoded(values, tf.float32), _DAMAGED)
+        for found, below in ((numbers, self.n_genes), (labels, self.n_labels)):
+            tf.debugging.assert_non_negative(found, _DAMAGED)
+            tf.debugging.assert_less(found, below, _DAMAGED)
+        return self(lengths, numbers, expression, labels, draw)
 
 
 def thinned(lengths: tf.Tensor, values: tf.Tensor, smallest: float, draw: tf.Tensor) -> tf.Tensor:

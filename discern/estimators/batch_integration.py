@@ -304,15 +304,16 @@ class DISCERN:
         if savepath is not None:
             callbacks.insert(0, Checkpoint(self, Path(savepath)))
         train, valid = inputdata.batches(self.thin_counts)
-        history = self._built().fit(
-            train,
-            validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
-            epochs=max_steps,
-            initial_epoch=self.start_step,
-            callbacks=callbacks,
-            shuffle=False,  # the data set does it
-            verbose=0,
-        )
+        with inputdata.reading_records():
+            history = self._built().fit(
+                train,
+                validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
+                epochs=max_steps,
+                initial_epoch=self.start_step,
+                callbacks=callbacks,
+                shuffle=False,  # the data set does it
+                verbose=0,
+            )
         finite = int(np.isfinite(history.history.get("loss", [])).sum())
         self.start_step += finite
         if finite < len(history.history.get("loss", [])):
