@@ -201,7 +201,7 @@ def read_cells(
                     f"{path}: expected a matrix X, obs and var, found only {[visible(key) for key in sorted(group)]}"
                 )
         parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
-        check_parts(parts)
+        check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
         adata = ad.AnnData(**parts)
         budget = memory_budget() if budget is None else budget
         adata.X = _read_matrix(path, group["X"], adata.shape, undo(adata) if undo else None, budget)

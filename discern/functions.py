@@ -122,6 +122,8 @@ def _per_gene(features: pd.DataFrame, scalings: Mapping[str, Any], key: str, neu
             raise InvalidInputError(f"fixed_scaling.{key}: expected 'genes' or a number, got {value!r}")
         if column not in features:
             raise UnknownNameError(f"fixed_scaling.{key} is 'genes' but the data has no var column {column!r}")
+        if features[column].dtype.kind not in "iuf":
+            raise InvalidInputError(f"var column {column!r}: expected numbers, got {features[column].dtype}")
         value = features[column].to_numpy(dtype=np.float64)
     elif isinstance(value, bool) or not np.isscalar(value) or not np.isfinite(value):
         raise InvalidInputError(f"fixed_scaling.{key}: expected 'genes' or a number, got {value!r}")

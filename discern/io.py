@@ -20,7 +20,15 @@ from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import remove
 from discern.foreign import reading, visible
 from discern.functions import cells_of_step, parse_mean_var
-from discern.structure import PROCESSED_VERSION, check_finite, check_format, check_matrix, whole_number
+from discern.structure import (
+    PROCESSED_VERSION,
+    check_finite,
+    check_format,
+    check_matrix,
+    check_parts,
+    check_texts,
+    whole_number,
+)
 from discern.tfrecords import (
     SPLITS,
     Batches,
@@ -334,6 +342,9 @@ def _check_processed(adata: ad.AnnData) -> None:
     if "batch" not in adata.obs:
         raise ValueError(f"obs lacks 'batch', it has {visible(str(list(adata.obs)), 200)}")
     parse_mean_var(adata.var, adata.uns.get("fixed_scaling"))
+    check_parts(adata.uns)
+    for part in ("obs", "var"):
+        check_texts(getattr(adata, part), part)
     if sparse.issparse(adata.X):
         check_matrix(adata.X)
         check_finite(adata.X.data, "X")

@@ -15,7 +15,7 @@ from discern.blocks import Matrix, as_csr, is_lazy, rows_per_block
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
 from discern.foreign import reading
 from discern.reading import dataset_name
-from discern.structure import check_matrix
+from discern.structure import check_matrix, check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,8 +52,10 @@ def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[st
             f"{repeated!r}; rename them"
         )
     for key, adata in raw_inputs.items():
-        with reading(key, "its X cannot be used"):
+        with reading(key, "cannot be used"):
             check_matrix(adata.X)
+            check_texts(adata.obs, "obs")
+            check_texts(adata.var, "var")
     genes = _common_genes(raw_inputs)
     obs = _joined([_labelled(adata, names[key], batch_keys.get(key)) for key, adata in raw_inputs.items()])
     merged = ad.AnnData(

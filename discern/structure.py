@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import zarr
 from scipy import sparse
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _DEEPEST = 50
-_MOST_PARTS = 100_000
+_MOST_PARTS = 30_000
 _HIGHEST_COMPRESSION = 2000
 """More than any compression of real values: deflate, the usual one, ends at 1032."""
 _MOST_REPEATS = 10
@@ -155,8 +156,49 @@ def check_parts(parts: Any, depth: int = 0) -> None:
                 check_parts(part, depth + 1)
             except ValueError as error:
                 raise ValueError(f"{visible(str(name), 60)}: {error}") from None
+    elif isinstance(parts, h5py.Reference | np.void | tuple):
+        raise ValueError("expected a number, a text or an array")
     else:
         check_matrix(parts)
+
+
+def check_texts(frame: pd.DataFrame, part: str) -> None:
+    r"""Raise ValueError if names or texts of a table hold what no file can hold: NUL, half a character, a reference.
+
+    Args:
+        frame: obs or var.
+        part: how messages call it.
+
+    Example:
+        >>> check_texts(pd.DataFrame(index=["a", "b\0"]), "obs")
+        Traceback (most recent call last):
+        ...
+        ValueError: obs: the name 'b\x00' holds a character that no file can hold
+    """
+    columns: dict[str, pd.Index | pd.Series] = {"the name": frame.index}
+    for number, name in enumerate(frame.columns):
+        column = frame.iloc[:, number]
+        categories = getattr(column.dtype, "categories", None)
+        columns[f"column {visible(str(name), 60)!r}:"] = column if categories is None else categories
+    columns["the column"] = frame.columns
+    for what, values in columns.items():
+        if pd.api.types.is_numeric_dtype(values.dtype) or values.dtype.kind in "mM":
+            continue
+        strange = next((value for value in values if isinstance(value, h5py.Reference | np.void | tuple)), None)
+        if strange is not None:
+            raise ValueError(f"{part}: {what} expected numbers or text, got neither")
+        texts = [value for value in values if isinstance(value, str)]
+        if _is_storable("\n".join(texts)):
+            continue
+        bad = next(text for text in texts if not _is_storable(text))
+        raise ValueError(f"{part}: {what} '{visible(bad, 60)}' holds a character that no file can hold")
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def check_finite(values: np.ndarray, name: str, positive: bool = False) -> None:
@@ -385,10 +427,12 @@ def check_header(header: Sequence[Any], path: Path) -> None:
     """Raise ValueError if the header of a Matrix Market file claims more than the file can hold.
 
     Args:
-        header: rows, columns and entries first, as `scipy.io.mminfo` returns it.
+        header: rows, columns, entries and kinds, as `scipy.io.mminfo` returns it.
         path: the file.
     """
     rows, columns, entries = header[:3]
+    if "complex" in header:
+        raise ValueError("its header says complex numbers, expected counts")
     characters = path.stat().st_size * (_HIGHEST_COMPRESSION if path.suffix == ".gz" else 1)
     if min(rows, columns, entries) < 0 or entries > characters or max(rows, columns) > usable_memory() // 64:
         raise ValueError(f"its header says {rows} x {columns} with {entries} entries, more than the file can hold")
