@@ -6,27 +6,40 @@ blocks of rows, read when they are needed. Nothing here makes a dense matrix of 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import dask.array
 import h5py
 import numpy as np
 import zarr
-from anndata.experimental import read_elem_lazy
 from anndata.io import read_elem
 from scipy import sparse
 
 from discern.errors import InvalidInputError, MissingFileError
+from discern.foreign import reading, visible
 from discern.progress import track
+from discern.structure import (
+    check_compressed,
+    check_parts,
+    check_shape,
+    check_stored_sparse,
+    check_values,
+    compressed,
+    open_hdf5,
+    open_zarr,
+    usable_memory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Undo = Callable[[np.ndarray], np.ndarray]
 
@@ -53,11 +66,7 @@ def rows_per_block(n_genes: int) -> int:
 
 def memory_budget() -> int:
     """Return how many bytes one matrix may take in memory: an eighth of what this process may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total // 8
+    return usable_memory() // 8
 
 
 def is_lazy(matrix: Any) -> bool:
@@ -180,45 +189,100 @@ def read_cells(
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
-    try:
-        group = zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
-    try:
+    with _opened(path) as group:
         if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
+            check_stored_sparse(group)
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
+            check_parts({"X": adata.X, "obsm": adata.obsm, "varm": adata.varm, "uns": adata.uns})
             adata.X = as_csr(adata.X, adata.X.dtype)
             return adata
+        for name in ("X", "obs", "var"):
+            if name not in group:
+                raise InvalidInputError(
+                    f"{path}: expected a matrix X, obs and var, found only {[visible(key) for key in sorted(group)]}"
+                )
         parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
-        if "X" not in group:
-            raise InvalidInputError(f"{path}: expected a matrix X, found only {sorted(group)}")
+        check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
         adata = ad.AnnData(**parts)
         budget = memory_budget() if budget is None else budget
-        adata.X = _read_matrix(group["X"], undo(adata) if undo else None, budget)
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
-    finally:
-        if isinstance(group, h5py.File):
-            group.close()
+        adata.X = _read_matrix(path, group["X"], adata.shape, undo(adata) if undo else None, budget)
     return adata
 
 
-def _read_matrix(elem: Any, undo: Undo | None, budget: int) -> Matrix:
-    encoding = elem.attrs.get("encoding-type", "array")
-    if encoding in ("csr_matrix", "csc_matrix"):
-        shape = tuple(elem.attrs["shape"])
-        nbytes = _csr_nbytes(shape, elem["data"].shape[0], np.dtype(np.float32))
-        if nbytes <= budget:
-            return read_elem(elem).tocsr()
-        if encoding == "csc_matrix":
-            raise InvalidInputError(
-                f"X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this machine; "
-                "store it by cells (CSR)"
-            )
-        return read_elem_lazy(elem, chunks=(rows_per_block(shape[1]), -1))
+@contextlib.contextmanager
+def _opened(path: Path, again: bool = False) -> Iterator[Any]:
+    """Open a file or folder of cells; what is wrong with it is an InvalidInputError that names it."""
+    problem = f"cannot be read as {path.suffix}"
+    if path.suffix == ".zarr":
+        with reading(path, problem):
+            yield zarr.open_group(path, mode="r", use_consolidated=False) if again else open_zarr(path, _READ_PARTS)
+    elif again:
+        with reading(path, problem), h5py.File(path, "r") as group:
+            yield group
+    else:
+        with open_hdf5(path, problem, whole=_READ_PARTS) as group:
+            yield group
 
+
+def _read_matrix(path: Path, elem: Any, shape: tuple[int, int], undo: Undo | None, budget: int) -> Matrix:
+    encoding = elem.attrs.get("encoding-type", "array")
+    is_sparse = isinstance(elem, h5py.Group | zarr.Group)
+    if is_sparse and encoding not in ("csr_matrix", "csc_matrix"):
+        raise ValueError(f"X is stored as {encoding!r}, expected csr_matrix, csc_matrix or array")
+    stored = check_shape(elem.attrs["shape"] if is_sparse else elem.shape)
+    if stored != shape:
+        raise ValueError(f"X is {stored[0]} x {stored[1]}, but obs has {shape[0]} cells and var {shape[1]} genes")
+    if is_sparse:
+        return _read_sparse(path, elem, shape, encoding == "csr_matrix", budget)
+    return _read_dense(path, elem, undo, budget)
+
+
+def _read_sparse(path: Path, elem: Any, shape: tuple[int, int], by_rows: bool, budget: int) -> Matrix:
+    data, indices = elem["data"], elem["indices"]
+    nbytes = _csr_nbytes(shape, data.shape[0], np.dtype(np.float32))
+    if nbytes <= budget:
+        return compressed(data[...], indices[...], elem["indptr"][...], shape, by_rows).tocsr()
+    if not by_rows:
+        raise InvalidInputError(
+            f"{path}: X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this "
+            "machine; store it by cells (CSR)"
+        )
+    check_values(data)
+    if elem["indptr"].shape != (shape[0] + 1,) or data.shape != indices.shape:
+        raise ValueError(f"X: data, indices and indptr have {data.shape}, {indices.shape} and {elem['indptr'].shape}")
+    indptr = elem["indptr"][...]
+    check_compressed(shape, indptr, data.shape[0])
+    dtype = np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
+    return _lazy(functools.partial(_sparse_rows, path, elem.name, indptr, shape[1]), shape, dtype)
+
+
+def _lazy(read: Callable[..., sparse.csr_matrix], shape: tuple[int, int], dtype: np.dtype) -> Matrix:
+    """Return a dask array of blocks of rows, each read when it is needed."""
+    rows = rows_per_block(shape[1])
+    sizes = tuple(min(rows, shape[0] - start) for start in range(0, shape[0], rows))
+    return dask.array.map_blocks(
+        read, chunks=(sizes, (shape[1],)), dtype=dtype, meta=sparse.csr_matrix((0, 0), dtype=dtype)
+    )
+
+
+def _sparse_rows(path: Path, name: str, indptr: np.ndarray, n_genes: int, block_info: Any = None) -> sparse.csr_matrix:
+    start, stop = block_info[None]["array-location"][0]
+    first, last = indptr[start], indptr[stop]
+    with _opened(path, again=True) as group:
+        elem = group[name]
+        data, indices = elem["data"][first:last], elem["indices"][first:last]
+        return compressed(data, indices, indptr[start : stop + 1] - first, (stop - start, n_genes))
+
+
+def _dense_rows(path: Path, name: str, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:
+    start, stop = block_info[None]["array-location"][0]
+    with _opened(path, again=True) as group:
+        block = group[name][start:stop]
+    return as_csr(undo(block) if undo else block, None)
+
+
+def _read_dense(path: Path, elem: Any, undo: Undo | None, budget: int) -> Matrix:
+    check_values(elem)
     rows = rows_per_block(elem.shape[1])
     blocks: list[sparse.csr_matrix] = []
     for start in range(0, elem.shape[0], rows):
@@ -228,12 +292,8 @@ def _read_matrix(elem: Any, undo: Undo | None, budget: int) -> Matrix:
             break
     else:
         return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=np.float32)
-    lazy = read_elem_lazy(elem, chunks=(rows, -1))
-    return lazy.map_blocks(
-        lambda block: as_csr(undo(block) if undo else block, None),
-        dtype=np.float32 if undo else elem.dtype,
-        meta=sparse.csr_matrix((0, 0), dtype=np.float32 if undo else elem.dtype),
-    )
+    dtype = np.dtype(np.float32) if undo else elem.dtype
+    return _lazy(functools.partial(_dense_rows, path, elem.name, undo), elem.shape, dtype)
 
 
 def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:

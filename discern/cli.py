@@ -449,8 +449,11 @@ def _target(text: str) -> tuple[str, str]:
 
 
 def _check_file(path: Path) -> None:
+    from discern.foreign import check_input
+
     if not path.exists():
         raise MissingFileError(f"--filename: {path}: no such file")
+    check_input(path)
 
 
 def _close(results: Mapping[str, Path | list[Path] | Exception], following: str | None = None) -> int:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from discern.arguments import names_taken
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UserError, nearest
+from discern.foreign import check_file
 from discern.sections import (
     Experiment,
     ParameterFile,
@@ -188,6 +189,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidInputError: if it cannot be read or is not such JSON.
     """
     try:
+        if path.exists() and not path.is_dir():
+            check_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None

@@ -19,6 +19,7 @@ from discern.cluster import Task, run_on_ray
 from discern.config import load_search
 from discern.errors import InvalidInputError, MissingFileError
 from discern.files import is_output, locked, recover, replacing
+from discern.foreign import check_input, check_tree
 from discern.functions import available_cpus, clamp_cpus
 from discern.processes import as_child, end_children, run_in_child
 from discern.progress import phase
@@ -103,6 +104,7 @@ def check_inputs(parameters: Parameters, name: str) -> None:
     if missing:
         raise MissingFileError(f"{name}: raw_input: no such file: {', '.join(missing)} (paths start at {Path.cwd()})")
     for path in raw:
+        check_input(path)
         if path.resolve().is_relative_to(folder.resolve()):
             inside = path.resolve().relative_to(folder.resolve())
             if inside.parts and is_output(inside.parts[0]):
@@ -158,6 +160,7 @@ def _copy_all(files: Sequence[Path], target: Path) -> None:
             number += 1
             copy = target / f"{number}_{file.name}"
         if file.is_dir():
+            check_tree(file)
             shutil.copytree(file, copy)
         else:
             shutil.copy2(file, copy)

@@ -114,6 +114,8 @@ def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, Any] | None) -
     scalings = scalings or {}
     mean = _per_gene(features, scalings, "mean", 0.0)
     std = _per_gene(features, scalings, "var", 1.0)
+    if not np.isfinite(mean).all() or not np.isfinite(std).all():
+        raise InvalidInputError("fixed_scaling: expected finite means and standard deviations, some are not")
     if not (std > 0).all():
         raise InvalidInputError(f"fixed_scaling.var must give a positive standard deviation, got {float(std.min())}")
     return mean, std
@@ -127,6 +129,8 @@ def _per_gene(features: pd.DataFrame, scalings: Mapping[str, Any], key: str, neu
             raise InvalidInputError(f"fixed_scaling.{key}: expected 'genes' or a number, got {value!r}")
         if column not in features:
             raise UnknownNameError(f"fixed_scaling.{key} is 'genes' but the data has no var column {column!r}")
+        if features[column].dtype.kind not in "iuf":
+            raise InvalidInputError(f"var column {column!r}: expected numbers, got {features[column].dtype}")
         value = features[column].to_numpy(dtype=np.float64)
     elif isinstance(value, bool) or not np.isscalar(value) or not np.isfinite(value):
         raise InvalidInputError(f"fixed_scaling.{key}: expected 'genes' or a number, got {value!r}")

@@ -22,6 +22,7 @@ from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import recover, recover_all, replacing
 from discern.functions import available_cpus, number_of_epochs
 from discern.reading import dataset_name, read_raw_input
+from discern.structure import check_format, open_hdf5, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -361,10 +362,11 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
         yield _line("cells", "not processed yet")
         yield _line("next", f"discern process {file}")
         return
-    with h5py.File(processed) as handle:
+    with open_hdf5(processed, "cannot be read as processed cells", whole=("obs", "var", "uns")) as handle:
         obs, uns = read_elem(handle["obs"]), read_elem(handle["uns"])
-        n_genes = len(read_elem(handle["var"]))
-    yield from _cells(obs, uns, n_genes)
+        check_format(uns)
+        cells = list(_cells(obs, uns, len(read_elem(handle["var"]))))
+    yield from cells
     if (folder / "TF_records").is_dir():
         yield _line("records", f"TF_records/, {_size(_disk(folder / 'TF_records'))}")
     models = list(_models(folder / "job"))
@@ -411,23 +413,23 @@ def _disk(path: Path) -> int:
 
 def _models(job: Path) -> Iterator[str]:
     for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
-        with h5py.File(path) as handle:
-            attributes = dict(handle.attrs)
-        if "step" in attributes:
-            continue  # no model to project with, but a checkpoint within an epoch
-        if "epoch" not in attributes:
+        with open_hdf5(path, "not a complete model file") as handle:
+            if "step" in handle.attrs:
+                continue  # no model to project with, but a checkpoint within an epoch
+            epoch = whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
+            loss = f", validation loss {handle.attrs['val_loss']:.6g}" if "val_loss" in handle.attrs else ""
+        if epoch is None:
             yield f"job/{path.name}, {_size(path.stat().st_size)}, written by the original program"
             continue
-        loss = f", validation loss {attributes['val_loss']:.6g}" if "val_loss" in attributes else ""
-        yield f"job/{path.name}, {_size(path.stat().st_size)}: epoch {attributes['epoch']}{loss}"
+        yield f"job/{path.name}, {_size(path.stat().st_size)}: epoch {epoch}{loss}"
 
 
 def _epochs(job: Path) -> int | None:
     """Return how many epochs the model has been trained for, None if there is none of this program's."""
     if not (job / "last_model.h5").is_file():
         return None
-    with h5py.File(job / "last_model.h5") as handle:
-        return int(handle.attrs["epoch"]) if "epoch" in handle.attrs else None
+    with open_hdf5(job / "last_model.h5", "not a complete model file") as handle:
+        return whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
 
 
 _LOG_LINE = re.compile(r"(?P<time>[\d-]+ [\d:]+),\d+ (?P<process>\d+) (?P<level>[A-Z]+) discern[\w.]*: (?P<text>.*)")

@@ -19,11 +19,22 @@ from scipy import sparse
 from discern.blocks import Matrix, as_csr, estimate_csr_nbytes, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import Scratch, recover
+from discern.foreign import reading, visible
 from discern.functions import cells_of_step, parse_mean_var
+from discern.structure import (
+    PROCESSED_VERSION,
+    check_finite,
+    check_format,
+    check_matrix,
+    check_parts,
+    check_texts,
+    whole_number,
+)
 from discern.tfrecords import SPLITS, TFRecordsWriter, current_records, parse_tfrecords, serialise, write_records
 from discern.writing import generate_h5ad, write_blocks
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Iterator, Mapping
     from typing import Self
 
@@ -45,7 +56,7 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 
-FORMAT = {"version": 2}
+FORMAT = {"version": PROCESSED_VERSION}
 """Stamp `uns["DISCERN_format"]` of processed data: X is log-normalised. Version 1, the original, has none."""
 
 
@@ -100,6 +111,8 @@ class DISCERNData(ad.AnnData):
             raise UnknownNameError(
                 "expected processed cells, these have no uns['DISCERN']; run `discern process` on them"
             )
+        with reading("processed cells", "cannot be used", "run `discern process` again"):
+            _check_processed(adata)
         super().__init__(_log_normalised(adata))
         self._order_batches()
         self._prepare(batch_size, cachefile, seed)
@@ -123,6 +136,7 @@ class DISCERNData(ad.AnnData):
         self._cachefile = Path(cachefile) if cachefile else None
         self._temporary: Path | None = None
         self._tfrecords: Path | None = None
+        self._streamed: Path | None = None
         self._seed = seed
 
     def __getitem__(self, index: Any) -> Self:
@@ -157,7 +171,14 @@ class DISCERNData(ad.AnnData):
             InvalidInputError: if it cannot be read.
             UnknownNameError: if its cells were not processed.
         """
-        return cls(read_cells(Path(filename), undo=_undo_standardising), batch_size=batch_size, cachefile=cachefile)
+        path = Path(filename)
+        adata = read_cells(path, undo=_undo_standardising)
+        if is_lazy(adata.X):
+            adata.X = adata.X.map_blocks(_finite, path, dtype=adata.X.dtype, meta=adata.X._meta)
+        try:
+            return cls(adata, batch_size=batch_size, cachefile=cachefile)
+        except (InvalidInputError, UnknownNameError) as error:
+            raise type(error)(f"{path}: {error}") from error
 
     @classmethod
     def from_folder(cls, folder: str | Path, batch_size: int, cachefile: str | Path | None = "") -> DISCERNData:
@@ -238,6 +259,7 @@ class DISCERNData(ad.AnnData):
         seeds = {"training": self._seed + begun, "validate": None}
         if is_lazy(self.X):
             files = self._records()
+            self._streamed = next(iter(files.values()))[0].parent
             counts = {split: int((self.obs["split"] == SPLITS[split]).sum()) for split in SPLITS}
             train, valid = (
                 stream(files[split], counts[split], self.batch_size, makers[split], seed)
@@ -253,6 +275,12 @@ class DISCERNData(ad.AnnData):
                 for split, make in makers.items()
             )
         return train, valid
+
+    def reading_records(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context for the training, in which damaged record files are told as such."""
+        from discern.minibatches import damage_told
+
+        return damage_told(self._streamed)
 
     def _records(self) -> dict[str, list[Path]]:
         """Return the record files of these cells, which are written first if there are none yet."""
@@ -338,11 +366,43 @@ def _labels(adata: ad.AnnData) -> pd.Categorical:
     return pd.Categorical(batch.astype(str), categories=names)
 
 
+def _check_processed(adata: ad.AnnData) -> None:
+    """Raise unless processed cells have what all that is done with them relies on."""
+    config = adata.uns["DISCERN"]
+    check_format(adata.uns)
+    names = config["batch_key"]
+    codes = [int(code) for code in names]
+    if len(set(names.values())) < len(names) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("uns['DISCERN']['batch_key'] does not name each batch once")
+    if len(set(codes)) < len(codes):
+        raise ValueError("uns['DISCERN']['batch_key'] has a number twice")
+    if "total_train_count" in config:
+        whole_number(config, "total_train_count", 0)
+    if "batch" not in adata.obs:
+        raise ValueError(f"obs lacks 'batch', it has {visible(str(list(adata.obs)), 200)}")
+    parse_mean_var(adata.var, adata.uns.get("fixed_scaling"))
+    check_parts(adata.uns)
+    for part in ("obs", "var"):
+        check_texts(getattr(adata, part), part)
+    if sparse.issparse(adata.X):
+        check_matrix(adata.X)
+        check_finite(adata.X.data, "X")
+    elif isinstance(adata.X, np.ndarray):
+        check_finite(adata.X, "X")
+
+
+def _finite(block: sparse.csr_matrix, path: Path) -> sparse.csr_matrix:
+    with reading(path, "cannot be used as processed cells", "run `discern process` again"):
+        check_finite(block.data, "X")
+    return block
+
+
 def _undo_standardising(adata: ad.AnnData) -> Undo | None:
     """Return what turns blocks of the original program's X back to log-normalised values, if `adata` is of it.
 
     A value that was zero comes back as exactly zero: it differs from it by rounding only, relative to the mean.
     """
+    check_format(adata.uns)
     if "DISCERN_format" in adata.uns or "fixed_scaling" not in adata.uns:
         return None
     _LOGGER.info("These cells were standardised by DISCERN 1: turning them back to log-normalised values")

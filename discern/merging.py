@@ -13,7 +13,9 @@ from scipy import sparse
 
 from discern.blocks import Matrix, as_csr, is_lazy, rows_per_block
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
+from discern.foreign import reading
 from discern.reading import dataset_name
+from discern.structure import check_matrix, check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,6 +54,11 @@ def merge_data_sets(
             f"expected inputs of different names, all of {[key for key in names if names[key] == repeated]} are "
             f"{repeated!r}; rename them"
         )
+    for key, adata in raw_inputs.items():
+        with reading(key, "cannot be used"):
+            check_matrix(adata.X)
+            check_texts(adata.obs, "obs")
+            check_texts(adata.var, "var")
     genes = _common_genes(raw_inputs)
     obs = _joined([_labelled(adata, names[key], batch_keys.get(key)) for key, adata in raw_inputs.items()])
     merged = ad.AnnData(

@@ -5,20 +5,44 @@ Sparse, log-normalised cells become dense, standardised ones in TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from discern.errors import InvalidInputError
 from discern.tfrecords import CELLS_PER_SHARD, gene_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from scipy import sparse
 
 _SHUFFLED = 10_000
+
+
+_DAMAGED = "the records are damaged"
+
+
+@contextlib.contextmanager
+def damage_told(folder: Path | None) -> Iterator[None]:
+    """Tell what TensorFlow raises over damaged records as an InvalidInputError; all else passes.
+
+    Args:
+        folder: of the records that are streamed in the block; None if there are none.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        told = (_DAMAGED, "expected to contain")  # the latter when there are fewer records than cells
+        damaged = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
+        if folder is None or not (damaged or any(words in str(error) for words in told)):
+            raise
+        raise InvalidInputError(
+            f"{folder}: {_DAMAGED}; run `discern process` again, or remove the folder: it is made anew then"
+        ) from error
 
 
 class Batches:
@@ -71,16 +95,17 @@ class Batches:
         """Return the same for a batch of records."""
         gene_bytes = gene_dtype(self.n_genes).itemsize
         lengths = (tf.strings.length(records) - 4) // (gene_bytes + 4)
+        tf.debugging.assert_equal(tf.strings.length(records), lengths * (gene_bytes + 4) + 4, _DAMAGED)
         genes = tf.strings.substr(records, tf.fill(tf.shape(lengths), 4), lengths * gene_bytes)
         values = tf.strings.substr(records, 4 + lengths * gene_bytes, lengths * 4)
         codes = tf.strings.substr(records, tf.zeros_like(lengths), tf.fill(tf.shape(lengths), 4))
-        return self(
-            lengths,
-            tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32),
-            _decoded(values, tf.float32),
-            tf.ensure_shape(_decoded(codes, tf.int32), records.shape),
-            draw,
-        )
+        numbers = tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32)
+        labels = tf.ensure_shape(_decoded(codes, tf.int32), records.shape)
+        expression = tf.debugging.assert_all_finite(_decoded(values, tf.float32), _DAMAGED)
+        for found, below in ((numbers, self.n_genes), (labels, self.n_labels)):
+            tf.debugging.assert_non_negative(found, _DAMAGED)
+            tf.debugging.assert_less(found, below, _DAMAGED)
+        return self(lengths, numbers, expression, labels, draw)
 
 
 def thinned(lengths: tf.Tensor, values: tf.Tensor, smallest: float, draw: tf.Tensor) -> tf.Tensor:

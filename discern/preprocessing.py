@@ -170,7 +170,7 @@ class WAERecipe:
         n_cells = np.zeros(adata.n_vars, dtype=np.int64)
         whole = True
         for rows, block in track_blocks(adata.X, "filtering"):
-            _check_counts(block.data)
+            _check_counts(block, adata.obs["dataset"].iloc[rows])
             whole = whole and bool((block.data == np.floor(block.data)).all())
             n_genes[rows] = np.diff(block.indptr)
             kept = block[n_genes[rows] >= min_genes]
@@ -484,11 +484,16 @@ _META = sparse.csr_matrix((0, 0), dtype=np.float32)
 _PARTS = ("train", "valid", "test")
 
 
-def _check_counts(counts: np.ndarray) -> None:
-    if not np.isfinite(counts).all():
-        raise InvalidInputError("expected counts, some are not finite (NaN or infinity)")
-    if counts.size and counts.min() < 0:
-        raise InvalidInputError(f"expected counts, some are negative, the smallest is {counts.min():g}")
+def _check_counts(block: sparse.csr_matrix, files: pd.Series) -> None:
+    """Refuse cells with what is no count; `files` are the names of their files."""
+    counts = block.data
+    for bad, said in (
+        (~np.isfinite(counts), "some are not finite (NaN or infinity)"),
+        (counts < 0, f"some are negative, the smallest is {counts.min(initial=0):g}"),
+    ):
+        if bad.any():
+            cell = int(np.searchsorted(block.indptr, bad.argmax(), side="right")) - 1
+            raise InvalidInputError(f"{files.iloc[cell]}: expected counts, {said}")
 
 
 def _totals(block: sparse.csr_matrix) -> np.ndarray:

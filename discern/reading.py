@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-import zlib
 from pathlib import Path
 
 import anndata as ad
@@ -15,7 +14,9 @@ from scipy import io as scipy_io
 from scipy import sparse
 
 from discern.blocks import as_csr, read_cells
-from discern.errors import InvalidInputError, MissingFileError, UnsupportedError, UserError
+from discern.errors import InvalidInputError, UnsupportedError
+from discern.foreign import check_file, check_input, open_table, reading
+from discern.structure import check_header, check_stored_sparse, open_hdf5
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,16 +47,12 @@ def read_raw_input(file_path: str | Path, budget: int | None = None) -> ad.AnnDa
         UnsupportedError: if reading it needs a library that is not installed.
     """
     path = Path(file_path)
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file or folder")
+    check_input(path)
     try:
-        adata = _read(path, budget)
-    except UserError:
-        raise
+        with reading(path, "cannot be read"):
+            adata = _read(path, budget)
     except ImportError as error:
         raise UnsupportedError(f"{path}: {error.name} is needed to read this; pip install 'discern[loom]'") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         _LOGGER.info("%s: %d gene names occur more than once, e.g. %s", path, len(repeated), repeated[0])
@@ -75,8 +72,12 @@ def _read(path: Path, budget: int | None) -> ad.AnnData:
         if path.is_dir() or suffix not in (".h5", ".loom", *_TABLES):
             raise InvalidInputError(f"{path}: unknown format; expected {_SUPPORTED}")
         if suffix == ".h5":
+            with open_hdf5(path, "cannot be read") as group:
+                check_stored_sparse(group)
             adata = scanpy.read_10x_h5(path)
         elif suffix == ".loom":
+            with open_hdf5(path, "cannot be read", whole=("row_attrs", "col_attrs", "attrs")):
+                pass
             adata = ad.io.read_loom(path, sparse=True, X_name="", validate=False)
         else:
             return _read_table(path, _TABLES[suffix])
@@ -90,6 +91,8 @@ def _read_mtx(folder: Path) -> ad.AnnData:
         raise InvalidInputError(f"{folder}: expected genes.tsv or features.tsv.gz beside matrix.mtx")
     barcodes = _table_of(folder, "barcodes.tsv")
     name = "matrix.mtx" if (folder / "matrix.mtx").exists() else "matrix.mtx.gz"
+    check_file(folder / name)
+    check_header(scipy_io.mminfo(folder / name), folder / name)
     X = sparse.csr_matrix(scipy_io.mmread(folder / name).T)
     if X.shape[1] != len(genes) or (barcodes is not None and X.shape[0] != len(barcodes)):
         cells = "any number of" if barcodes is None else len(barcodes)
@@ -109,14 +112,18 @@ def _table_of(folder: Path, *names: str) -> pd.DataFrame | None:
     for name in names:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.exists():
-                return pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
+                with open_table(path) as table:
+                    return pd.read_csv(table, sep="\t", header=None, dtype=str, keep_default_na=False)
     return None
 
 
 def _read_table(path: Path, separator: str) -> ad.AnnData:
     parts = []
     names: list[str] = []
-    with pd.read_csv(path, sep=separator, index_col=0, chunksize=_GENES_AT_ONCE) as reader:
+    with (
+        open_table(path) as table,
+        pd.read_csv(table, sep=separator, index_col=0, chunksize=_GENES_AT_ONCE) as reader,
+    ):
         for part in reader:
             parts.append(sparse.csr_matrix(part.to_numpy(dtype=np.float32)))
             names.extend(part.index.astype(str))

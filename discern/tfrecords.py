@@ -33,6 +33,7 @@ import numpy as np
 from discern.blocks import in_gene_order, track_blocks
 from discern.errors import InvalidInputError, MissingFileError
 from discern.files import replacing
+from discern.foreign import check_file
 from discern.functions import parse_mean_var, prepare_train_valid
 
 if TYPE_CHECKING:
@@ -262,7 +263,13 @@ def current_records(folder: Path, adata: ad.AnnData) -> dict[str, list[Path]] | 
     if known.get("format_version") != FORMAT_VERSION or known.get("fingerprint") != fingerprint(adata):
         _LOGGER.warning("%s: the records are not of these cells and not used; run `discern process` again", folder)
         return None
-    return dict(zip(SPLITS, prepare_train_valid(folder), strict=True))
+    files = dict(zip(SPLITS, prepare_train_valid(folder), strict=True))
+    for paths in files.values():
+        complete = {path.name.split("-of-")[-1] for path in paths} == {f"{len(paths):05d}.tfrecords"}
+        if not complete or any(path.is_symlink() or not path.is_file() for path in paths):
+            _LOGGER.warning("%s: some records are missing, they are not used; run `discern process` again", folder)
+            return None
+    return files
 
 
 def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: int) -> tf.data.Dataset:
@@ -338,8 +345,9 @@ def _cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.data.Datase
 
 def _meta_of(folder: Path) -> Mapping[str, Any]:
     try:
+        check_file(folder / _META)
         content = json.loads((folder / _META).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

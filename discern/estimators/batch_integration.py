@@ -309,15 +309,16 @@ class DISCERN:
             callbacks.insert(0, Checkpoint(self, Path(savepath)))
         train, valid = inputdata.batches(self.thin_counts, begun=self.begun.step if self.begun else 0)
         try:
-            history = self._built().fit(
-                train,
-                validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
-                epochs=max_steps,
-                initial_epoch=self.start_step,
-                callbacks=callbacks,
-                shuffle=False,  # the data set does it
-                verbose=0,
-            )
+            with inputdata.reading_records():
+                history = self._built().fit(
+                    train,
+                    validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
+                    epochs=max_steps,
+                    initial_epoch=self.start_step,
+                    callbacks=callbacks,
+                    shuffle=False,  # the data set does it
+                    verbose=0,
+                )
         finally:
             self.begun = None
             for callback in callbacks:

@@ -25,10 +25,12 @@ from anndata.io import read_elem
 
 from discern import files
 from discern.config import load_parameters
-from discern.errors import InvalidInputError, MissingFileError, UserError
+from discern.errors import InvalidInputError, MissingFileError
 from discern.estimators.optimizers import Lookahead
+from discern.foreign import visible
 from discern.functions import parse_mean_var
 from discern.hdf5 import OutputFile
+from discern.structure import check_finite, check_format, number, open_hdf5, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +46,8 @@ LAST = "last_model.h5"
 BEST = "best_model.h5"
 
 _WEIGHTS = ("kernel", "bias", "moving_mean", "moving_variance")
+_MOST_EPOCHS = 10_000_000
+_NOT_NEGATIVE = ("moving_variance", "velocity", "velocity_hat", "iteration")
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,12 @@ def keep_best(directory: Path) -> None:
 def _val_loss(path: Path) -> float:
     if not path.is_file():
         return np.inf
-    with _open(path) as handle:
-        return float(handle.attrs.get("val_loss", np.inf))
+    try:
+        with _open(path) as handle:
+            return number(handle.attrs, "val_loss", -np.inf) if "val_loss" in handle.attrs else np.inf
+    except InvalidInputError as error:
+        _LOGGER.warning("%s", error)
+        return np.inf
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -212,19 +220,58 @@ def read_model_file(path: Path) -> ModelFile:
     with _open(path) as handle:
         if "format_version" not in handle.attrs:
             return _read_original(Path(path), handle)
-        scaling = handle.get("scaling")
         iterations = handle.get("optimizer/iteration")
-        return ModelFile(
+        found = ModelFile(
             path=Path(path),
-            n_genes=int(handle.attrs["n_genes"]),
-            n_labels=int(handle.attrs["n_labels"]),
-            total_number_cells=handle.attrs["total_number_cells"].item(),
-            epoch=int(handle.attrs["epoch"]),
-            iterations=None if iterations is None else int(iterations[()]),
-            genes=None if "genes" not in handle else list(handle["genes"].asstr()[()]),
-            batches=None if "batches" not in handle else list(handle["batches"].asstr()[()]),
-            scaling=None if scaling is None else (scaling["mean"][()], scaling["std"][()]),
+            n_genes=whole_number(handle.attrs, "n_genes", 1),
+            n_labels=whole_number(handle.attrs, "n_labels", 1),
+            total_number_cells=number(handle.attrs, "total_number_cells", 1),
+            epoch=whole_number(handle.attrs, "epoch", 0, _MOST_EPOCHS),
+            iterations=None if iterations is None else whole_number({"iteration": iterations[()]}, "iteration", 0),
+            genes=_names(handle, "genes"),
+            batches=_names(handle, "batches"),
+            scaling=_scaling(handle),
         )
+        _check_description(found, handle)
+        return found
+
+
+def _check_description(found: ModelFile, handle: h5py.File) -> None:
+    """Raise ValueError if a description contradicts itself or what the file can hold."""
+    values = 0
+
+    def count(_: str, part: Any) -> None:
+        nonlocal values
+        values += part.size if isinstance(part, h5py.Dataset) and part.size else 0
+
+    handle.visititems(count)
+    for name, size in {"n_genes": found.n_genes, "n_labels": found.n_labels}.items():
+        if size > values:
+            raise ValueError(f"{name} is {size}, but the file holds {values} numbers only")
+    for name, parts, size in (
+        ("genes", found.genes, found.n_genes),
+        ("batches", found.batches, found.n_labels),
+        ("scaling/mean", found.scaling and found.scaling[0], found.n_genes),
+        ("scaling/std", found.scaling and found.scaling[1], found.n_genes),
+    ):
+        if parts is not None and np.shape(parts) != (size,):
+            raise ValueError(f"{name} has the shape {np.shape(parts)}, expected ({size},)")
+    for name, names in (("genes", found.genes), ("batches", found.batches)):
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"{name} has a name twice")
+
+
+def _names(handle: h5py.File, key: str) -> list[str] | None:
+    return None if key not in handle else list(handle[key].asstr()[()])
+
+
+def _scaling(handle: h5py.File) -> tuple[np.ndarray, np.ndarray] | None:
+    if "scaling" not in handle:
+        return None
+    mean, std = (handle[f"scaling/{part}"][()] for part in ("mean", "std"))
+    check_finite(np.asarray(mean), "scaling/mean")
+    check_finite(np.asarray(std), "scaling/std", positive=True)
+    return mean, std
 
 
 def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer | None = None) -> None:
@@ -242,12 +289,26 @@ def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer |
     """
     with _open(path) as handle:
         read = _own_arrays if "format_version" in handle.attrs else _original_arrays
-        weights, state = read(handle, model)
-        _check_weights(Path(path), weights, model)
-        for variable in model.weights:
-            variable.assign(weights[variable.path][()])
-        if optimizer is not None:
-            _load_optimizer(Path(path), state, optimizer, model)
+        stored, stored_state = read(handle, model)
+        _check_weights(Path(path), stored, model)
+        weights = {name: _values(array, name) for name, array in stored.items()}
+        state = {name: _values(array, f"optimizer {name}") for name, array in stored_state.items()} if optimizer else {}
+    for variable in model.weights:
+        variable.assign(weights[variable.path])
+    if optimizer is not None:
+        _load_optimizer(Path(path), state, optimizer, model)
+
+
+def _values(array: h5py.Dataset, name: str) -> np.ndarray:
+    """Return weights or a state of the optimiser; ValueError if they are nothing to calculate with."""
+    values = np.asarray(array[()])
+    is_count = name.rpartition(" ")[2] == "iteration" or values.ndim == 0
+    if values.dtype.kind not in ("fiu" if is_count else "f"):
+        raise ValueError(f"{visible(name)}: expected floating-point numbers, got {visible(str(values.dtype), 60)}")
+    check_finite(values, name)
+    if name.endswith(_NOT_NEGATIVE) and values.size and values.min() < 0:
+        raise ValueError(f"{visible(name)}: expected no negative numbers, the smallest is {values.min():g}")
+    return values
 
 
 def find_unfinished(directory: Path) -> Begun | None:
@@ -265,7 +326,7 @@ def find_unfinished(directory: Path) -> Begun | None:
         with _open(path) as handle:
             metrics = handle.get("metrics", {})
             values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
-            begun = Begun(int(handle.attrs["epoch"]), int(handle.attrs["step"]), values)
+            begun = Begun(whole_number(handle.attrs, "epoch", 0), whole_number(handle.attrs, "step", 0), values)
     except InvalidInputError as error:
         _LOGGER.warning("%s; the epoch begins anew", error)
         return None
@@ -322,32 +383,31 @@ def beside_model(directory: Path) -> tuple[tuple[np.ndarray, np.ndarray], list[s
     else:
         _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
         return None
-    with h5py.File(processed) as file:
+    with open_hdf5(
+        processed, "cannot be read as processed cells", "run `discern process` again", ("var", "uns")
+    ) as file:
         var, uns = read_elem(file["var"]), read_elem(file["uns"])
-    names = uns["DISCERN"]["batch_key"]
-    batches = [names[code] for code in sorted(names, key=int)]
-    return parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), batches
+        check_format(uns)
+        names = uns["DISCERN"]["batch_key"]
+        batches = [names[code] for code in sorted(names, key=int)]
+        return parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), batches
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     """Open a model file; whatever is wrong with it is an InvalidInputError that names it."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise MissingFileError(f"{path}: there is no such model file")
-    try:
-        with h5py.File(path, "r") as handle:
-            version = handle.attrs.get("format_version", FORMAT_VERSION)
+    with open_hdf5(Path(path), "not a complete model file", "restore a copy or train again") as handle:
+        if "format_version" in handle.attrs:
+            version = number(handle.attrs, "format_version", 1)
             if version > FORMAT_VERSION:
                 raise InvalidInputError(
-                    f"{path}: written in format {version} by a newer DISCERN; this one reads up to {FORMAT_VERSION}"
+                    f"{path}: written in format {version:g} by a newer DISCERN; this one reads up to {FORMAT_VERSION}"
                 )
-            yield handle
-    except UserError:
-        raise
-    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(
-            f"{path}: not a complete model file ({error}); restore a copy or train again"
-        ) from error
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format_version is {version:g}, expected {FORMAT_VERSION}")
+        yield handle
 
 
 def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) -> None:
@@ -379,7 +439,7 @@ def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, ker
 
 
 def _load_optimizer(
-    path: Path, state: Mapping[str, h5py.Dataset], optimizer: keras.optimizers.Optimizer, model: WAE
+    path: Path, state: Mapping[str, np.ndarray], optimizer: keras.optimizers.Optimizer, model: WAE
 ) -> None:
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
@@ -390,7 +450,7 @@ def _load_optimizer(
         name for name, array in state.items() if name in variables and array.shape == tuple(variables[name].shape)
     }
     for name in fitting:
-        variables[name].assign(state[name][()])
+        variables[name].assign(state[name])
     known = {_kind(name, model) for name in fitting}
     for names, message in (
         (variables.keys() - fitting, "%s: has no state of the optimiser's %s; training goes on without it"),
@@ -419,14 +479,22 @@ def _read_original(path: Path, handle: h5py.File) -> ModelFile:
         for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
     }
     optimizer = _listed(handle.get("optimizer_weights"))
-    return ModelFile(
+    said = {
+        "n_genes": layers["input_data"]["batch_input_shape"][1],
+        "n_labels": layers["batch_input_enc"]["batch_input_shape"][1],
+        "total_number_cells": layers["mmdpp"]["scale"],
+    }
+    steps = next((array[()] for name, array in optimizer if name[-1] in _ITERATIONS), None)
+    found = ModelFile(
         path=path,
-        n_genes=layers["input_data"]["batch_input_shape"][1],
-        n_labels=layers["batch_input_enc"]["batch_input_shape"][1],
-        total_number_cells=layers["mmdpp"]["scale"],
+        n_genes=whole_number(said, "n_genes", 1),
+        n_labels=whole_number(said, "n_labels", 1),
+        total_number_cells=number(said, "total_number_cells", 1),
         epoch=None,
-        iterations=next((int(array[()]) for name, array in optimizer if name[-1] in _ITERATIONS), None),
+        iterations=None if steps is None else whole_number({"iteration": steps}, "iteration", 0),
     )
+    _check_description(found, handle)
+    return found
 
 
 def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:

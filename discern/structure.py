@@ -1,0 +1,517 @@
+"""Whether an HDF5 file, a zarr folder or a sparse matrix is what it says, before anything works with it.
+
+A compressed sparse matrix whose indices do not fit makes compiled code read and write elsewhere in memory; a small file
+can claim to hold terabytes, or to continue in another file. The checks raise ValueError with a reason; `reading` of
+`discern.foreign` adds the file.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from scipy import sparse
+
+from discern.foreign import check_file, check_tree, reading, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+_DEEPEST = 50
+_MOST_PARTS = 30_000
+_HIGHEST_COMPRESSION = 2000
+"""More than any compression of real values: deflate, the usual one, ends at 1032."""
+_MOST_REPEATS = 10
+_LARGEST_SHAPE = 2**48
+_LARGEST_VALUE = 1e18
+"""Its square is no float32 any more."""
+_LARGEST_METADATA = 2**28
+
+_CODECS = frozenset(
+    {"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize"}
+    | {"vlen-utf8", "vlen-bytes", "vlen-array", "bytes", "transpose", "sharding_indexed"}
+    | {"packbits", "astype", "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"}
+)
+"""Codecs of zarr that only unpack numbers and texts; `pickle` is none of them."""
+
+
+def usable_memory() -> int:
+    """Return how many bytes of memory this process may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total
+
+
+# --- sparse matrices -------------------------------------------------------------------------------------------------
+
+
+def check_compressed(shape: Sequence[int], indptr: np.ndarray, n_entries: int, by_rows: bool = True) -> None:
+    """Raise ValueError unless `indptr` is that of a CSR (or CSC) matrix of this shape and number of entries.
+
+    Args:
+        shape: (n_rows, n_columns).
+        indptr: where each row (column) begins.
+        n_entries: length of data and indices.
+        by_rows: whether it is CSR.
+
+    Example:
+        >>> check_compressed((2, 3), np.array([0, 2, 1]), 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: indptr goes back at row 1
+    """
+    major, minor = check_shape(shape) if by_rows else check_shape(shape)[::-1]
+    kind = "row" if by_rows else "column"
+    if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
+        raise ValueError(f"indptr is no list of whole numbers but {_described(indptr)}")
+    if len(indptr) != major + 1:
+        raise ValueError(f"indptr has {len(indptr)} numbers for {major} {kind}s, expected {major + 1}")
+    if indptr[0] != 0 or indptr[-1] != n_entries:
+        raise ValueError(f"indptr goes from {indptr[0]} to {indptr[-1]}, expected 0 to the {n_entries} entries")
+    back = indptr[1:] < indptr[:-1]
+    if back.any():
+        raise ValueError(f"indptr goes back at {kind} {int(back.argmax())}")
+    longest = int(np.diff(indptr).max(initial=0))
+    if longest > _MOST_REPEATS * max(minor, 1):
+        raise ValueError(f"a {kind} of {minor} places has {longest} entries")
+
+
+def check_indices(indices: np.ndarray, below: int) -> None:
+    """Raise ValueError unless all indices are whole numbers from 0 to `below` - 1.
+
+    Example:
+        >>> check_indices(np.array([0, 7]), 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: indices go from 0 to 7, expected 0 to 4
+    """
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(f"indices are no list of whole numbers but {_described(indices)}")
+    if indices.size and (indices.min() < 0 or indices.max() >= below):
+        raise ValueError(f"indices go from {indices.min()} to {indices.max()}, expected 0 to {below - 1}")
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Return a stored shape as two whole numbers, or raise ValueError."""
+    sizes = np.asarray(shape)
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or (sizes < 0).any() or (sizes > _LARGEST_SHAPE).any():
+        raise ValueError(f"the shape is {visible(str(sizes.tolist()), 60)}, expected two numbers, rows and columns")
+    return int(sizes[0]), int(sizes[1])
+
+
+def compressed(data: Any, indices: Any, indptr: Any, shape: Any, by_rows: bool = True) -> Any:
+    """Return a CSR or CSC matrix of arrays from somewhere, or raise ValueError if they do not fit together."""
+    data, indices, indptr = (np.asarray(part) for part in (data, indices, indptr))
+    rows, columns = check_shape(shape)
+    check_values(data)
+    if data.ndim != 1 or data.shape != indices.shape:
+        raise ValueError(f"data has the shape {data.shape}, indices {indices.shape}: expected two lists of one length")
+    check_compressed((rows, columns), indptr, len(data), by_rows)
+    check_indices(indices, columns if by_rows else rows)
+    data = data.astype(np.float32 if data.dtype == np.float16 else data.dtype.newbyteorder("="), copy=False)
+    made = sparse.csr_matrix if by_rows else sparse.csc_matrix
+    return made((data, indices, indptr), shape=(rows, columns))
+
+
+def check_values(values: Any) -> None:
+    """Raise ValueError unless an array, in a file or in memory, is of real numbers."""
+    if getattr(values.dtype, "kind", "O") not in "biuf":
+        raise ValueError(f"expected numbers, the values are of type {visible(str(values.dtype), 60)}")
+
+
+def check_matrix(matrix: Any) -> None:
+    """Raise ValueError if a sparse matrix in memory does not hold together; others pass."""
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        by_rows = matrix.format == "csr"
+        check_values(matrix.data)
+        if matrix.data.shape != matrix.indices.shape:
+            raise ValueError(f"data has {matrix.data.shape} values, indices {matrix.indices.shape}")
+        check_compressed(matrix.shape, matrix.indptr, len(matrix.data), by_rows)
+        check_indices(matrix.indices, matrix.shape[by_rows])
+    elif sparse.issparse(matrix) and matrix.format == "coo":
+        check_values(matrix.data)
+        for indices, below in zip((matrix.row, matrix.col), matrix.shape, strict=True):
+            check_indices(indices, below)
+
+
+def check_parts(parts: Any, depth: int = 0) -> None:
+    """Raise ValueError if a sparse matrix in nested mappings does not hold together."""
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
+    if hasattr(parts, "items") and not hasattr(parts, "dtype") and not hasattr(parts, "dtypes"):
+        for name, part in parts.items():
+            try:
+                check_parts(part, depth + 1)
+            except ValueError as error:
+                raise ValueError(f"{visible(str(name), 60)}: {error}") from None
+    elif isinstance(parts, h5py.Reference | np.void | tuple):
+        raise ValueError("expected a number, a text or an array")
+    else:
+        check_matrix(parts)
+
+
+def check_texts(frame: pd.DataFrame, part: str) -> None:
+    r"""Raise ValueError if names or texts of a table hold what no file can hold: NUL, half a character, a reference.
+
+    Args:
+        frame: obs or var.
+        part: how messages call it.
+
+    Example:
+        >>> check_texts(pd.DataFrame(index=["a", "b\0"]), "obs")
+        Traceback (most recent call last):
+        ...
+        ValueError: obs: the name 'b\x00' holds a character that no file can hold
+    """
+    columns: dict[str, pd.Index | pd.Series] = {"the name": frame.index}
+    for number, name in enumerate(frame.columns):
+        column = frame.iloc[:, number]
+        categories = getattr(column.dtype, "categories", None)
+        columns[f"column {visible(str(name), 60)!r}:"] = column if categories is None else categories
+    columns["the column"] = frame.columns
+    for what, values in columns.items():
+        if pd.api.types.is_numeric_dtype(values.dtype) or values.dtype.kind in "mM":
+            continue
+        strange = next((value for value in values if isinstance(value, h5py.Reference | np.void | tuple)), None)
+        if strange is not None:
+            raise ValueError(f"{part}: {what} expected numbers or text, got neither")
+        texts = [value for value in values if isinstance(value, str)]
+        if _is_storable("\n".join(texts)):
+            continue
+        bad = next(text for text in texts if not _is_storable(text))
+        raise ValueError(f"{part}: {what} '{visible(bad, 60)}' holds a character that no file can hold")
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def check_finite(values: np.ndarray, name: str, positive: bool = False) -> None:
+    """Raise ValueError if numbers are not finite, or beyond what float32 can be calculated with.
+
+    Args:
+        values: numbers.
+        name: what they are.
+        positive: whether they must be above 0.
+
+    Example:
+        >>> check_finite(np.array([1.0, np.nan]), "weights of layer a")
+        Traceback (most recent call last):
+        ...
+        ValueError: weights of layer a: 1 of 2 values is not a number, infinite or above 1e+18
+    """
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{visible(name)}: expected numbers, got {visible(str(values.dtype), 60)}")
+    if not values.size:
+        return
+    lowest, highest = values.min(), values.max()  # NaN if there is one; no array of truth values
+    if not (lowest >= -_LARGEST_VALUE and highest <= _LARGEST_VALUE):
+        bad = int((~(np.abs(values) <= _LARGEST_VALUE)).sum())
+        verb = "is" if bad == 1 else "are"
+        raise ValueError(
+            f"{visible(name)}: {bad} of {values.size} values {verb} not a number, infinite or above {_LARGEST_VALUE:g}"
+        )
+    if positive and lowest <= 0:
+        raise ValueError(f"{visible(name)}: expected numbers above 0, the smallest is {lowest:g}")
+
+
+def number(values: Mapping[str, Any], name: str, lowest: float, highest: float = 2**53) -> float:
+    """Return a number that a file says, or raise ValueError if it is none, or none that can be.
+
+    Args:
+        values: attributes of the file, or another mapping.
+        name: of the number.
+        lowest: that it can be.
+        highest: that it can be.
+
+    Example:
+        >>> number({"epoch": "three"}, "epoch", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: epoch is three, expected a number from 0 to 9.0072e+15
+    """
+    value = np.asarray(values[name])
+    if value.shape != () or value.dtype.kind not in "iuf" or not lowest <= value <= highest:
+        raise ValueError(f"{name} is {visible(str(value), 60)}, expected a number from {lowest:g} to {highest:g}")
+    found: float = value.item()
+    return found
+
+
+def whole_number(values: Mapping[str, Any], name: str, lowest: int, highest: int = 2**53) -> int:
+    """Return a whole number that a file says; see `number`."""
+    found = number(values, name, lowest, highest)
+    if found != int(found):
+        raise ValueError(f"{name} is {found}, expected a whole number")
+    return int(found)
+
+
+PROCESSED_VERSION = 2
+"""Of the form that processed cells have, see `discern.io.FORMAT`."""
+
+
+def check_format(uns: Mapping[str, Any]) -> None:
+    """Raise ValueError if processed cells are in a form that this program does not know.
+
+    Args:
+        uns: of the cells; without `DISCERN_format` they are of the original program.
+
+    Example:
+        >>> check_format({"DISCERN_format": {"version": 3}})
+        Traceback (most recent call last):
+        ...
+        ValueError: uns["DISCERN_format"] is 3, written by a newer DISCERN; this one reads up to 2
+    """
+    if "DISCERN_format" not in uns:
+        return
+    stamp = uns["DISCERN_format"]
+    version = np.asarray(stamp["version"] if hasattr(stamp, "keys") and "version" in stamp else stamp)
+    if version.shape == () and version.dtype.kind in "iuf" and version == PROCESSED_VERSION:
+        return
+    newer = version.shape == () and version.dtype.kind in "iuf" and version > PROCESSED_VERSION
+    raise ValueError(
+        f'uns["DISCERN_format"] is {visible(str(version), 60)}'
+        + (f", written by a newer DISCERN; this one reads up to {PROCESSED_VERSION}" if newer else ", expected 2")
+    )
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+# --- HDF5 ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path, problem: str, advice: str = "", whole: Collection[str] | None = None) -> Iterator[h5py.File]:
+    """Open somebody else's HDF5 file to read from it; the block is one of `discern.foreign.reading`.
+
+    Args:
+        path: the file.
+        problem: see `reading`.
+        advice: see `reading`.
+        whole: names of the parts that will be read as a whole, by default all.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it is no HDF5 file, continues in other files, or claims to be larger than it is; and what
+            `reading` raises.
+    """
+    check_file(path)
+    with reading(path, problem, advice), h5py.File(path, "r") as handle:
+        check_hdf5(handle, whole)
+        yield handle
+
+
+def check_hdf5(file: h5py.File, whole: Collection[str] | None = None) -> None:
+    """Raise ValueError if a file continues in others, nests without end or claims to be larger than it is.
+
+    Args:
+        file: the open file.
+        whole: names of the parts that will be read as a whole, by default all.
+    """
+    claims = _Claims()
+    groups = [(file["/"], 0, whole is None)]
+    parts = 0
+    while groups:
+        group, depth, is_read = groups.pop()
+        for name in group:
+            place = f"{'' if group.name in (None, '/') else group.name}/{name}"
+            parts += 1
+            if parts > _MOST_PARTS or depth > _DEEPEST:
+                raise ValueError(f"{place} and others: nested without end")
+            part = _linked(group, name, place)
+            inside = is_read or (depth == 0 and whole is not None and name in whole)
+            if isinstance(part, h5py.Group):
+                groups.append((part, depth + 1, inside))
+            elif isinstance(part, h5py.Dataset):
+                _check_dataset(part, place)
+                if inside:
+                    stored = part.id.get_storage_size()
+                    claims.add(place, part.shape or (), part.id.get_type().get_size(), stored)
+
+
+def _linked(group: h5py.Group, name: str, place: str) -> Any:
+    try:
+        link = group.get(name, getlink=True)
+    except TypeError:
+        raise ValueError(f"{place} is a link of an unknown kind, which is not followed") from None
+    if isinstance(link, h5py.ExternalLink):
+        raise ValueError(f"{place} is a link to another file, which is not followed")
+    try:
+        return group[name]
+    except KeyError:
+        raise ValueError(f"{place} leads nowhere") from None
+
+
+def _check_dataset(dataset: h5py.Dataset, place: str) -> None:
+    made = dataset.id.get_create_plist()
+    if made.get_layout() == h5py.h5d.VIRTUAL:
+        raise ValueError(f"{place} is put together from other files, which are not read")
+    if made.get_external_count():
+        raise ValueError(f"{place} is stored in other files, which are not read")
+    if made.get_layout() == h5py.h5d.CHUNKED:
+        _check_chunk(place, made.get_chunk(), dataset.id.get_type().get_size())
+
+
+def _check_chunk(place: str, chunk: Sequence[int], itemsize: int) -> None:
+    if math.prod(chunk) * itemsize > usable_memory() // 8:
+        raise ValueError(f"{place} is stored in chunks of {math.prod(chunk) * itemsize / 1e9:.1f} GB")
+
+
+class _Claims:
+    """Adds up what arrays claim to hold."""
+
+    def __init__(self) -> None:
+        self.total = self.empty = 0
+
+    def add(self, place: str, shape: Sequence[int], itemsize: int, stored: int) -> None:
+        nbytes = math.prod(shape) * itemsize
+        self.total += nbytes
+        if nbytes > _HIGHEST_COMPRESSION * stored:
+            self.empty += nbytes
+        if self.empty > usable_memory() // 8 or self.total > usable_memory():
+            raise ValueError(f"{place} claims {nbytes / 1e9:.3g} GB, {stored:,} bytes of it are stored")
+
+
+def check_stored_sparse(group: h5py.Group) -> None:
+    """Raise ValueError if any sparse matrix of an HDF5 group, of old AnnData or 10x, does not hold together.
+
+    For formats that libraries read without a check; its arrays are read once more for it.
+    """
+    for name in group:
+        part = group[name]
+        if not isinstance(part, h5py.Group):
+            continue
+        try:
+            if all(isinstance(part.get(key), h5py.Dataset) for key in ("data", "indices", "indptr")):
+                _check_arrays(part)
+        except ValueError as error:
+            raise ValueError(f"{part.name}: {error}") from None
+        check_stored_sparse(part)
+
+
+def _check_arrays(part: h5py.Group) -> None:
+    by_rows = "csc" not in str(part.attrs.get("h5sparse_format", part.attrs.get("encoding-type", "csr")))
+    shape = part.attrs.get("h5sparse_shape", part.attrs.get("shape"))
+    if shape is None and isinstance(part.get("shape"), h5py.Dataset):  # 10x: genes x cells, by cells
+        shape, by_rows = part["shape"][()], False
+    rows, columns = check_shape(shape)
+    if part["data"].shape != part["indices"].shape or len(part["data"].shape) != 1:
+        raise ValueError(f"data has the shape {part['data'].shape}, indices {part['indices'].shape}")
+    check_values(part["data"])
+    check_compressed((rows, columns), part["indptr"][()], len(part["data"]), by_rows)
+    indices = part["indices"]
+    for start in range(0, len(indices), 2**24):
+        check_indices(indices[start : start + 2**24], columns if by_rows else rows)
+
+
+# --- Matrix Market ---------------------------------------------------------------------------------------------------
+
+
+def check_header(header: Sequence[Any], path: Path) -> None:
+    """Raise ValueError if the header of a Matrix Market file claims more than the file can hold.
+
+    Args:
+        header: rows, columns, entries and kinds, as `scipy.io.mminfo` returns it.
+        path: the file.
+    """
+    rows, columns, entries = header[:3]
+    if "complex" in header:
+        raise ValueError("its header says complex numbers, expected counts")
+    characters = path.stat().st_size * (_HIGHEST_COMPRESSION if path.suffix == ".gz" else 1)
+    if min(rows, columns, entries) < 0 or entries > characters or max(rows, columns) > usable_memory() // 64:
+        raise ValueError(f"its header says {rows} x {columns} with {entries} entries, more than the file can hold")
+
+
+# --- zarr ------------------------------------------------------------------------------------------------------------
+
+
+def open_zarr(path: Path, whole: Collection[str] | None = None) -> zarr.Group:
+    """Open somebody else's zarr folder to read from it.
+
+    What a consolidated summary says is not believed: each part's own metadata are read.
+
+    Args:
+        path: the folder.
+        whole: names of the parts that will be read as a whole, by default all.
+
+    Raises:
+        InvalidInputError: if it is no folder, or holds links or other things that are neither file nor folder.
+        ValueError: if its codecs could run code, or it claims to be larger than it is.
+    """
+    sizes = check_tree(path)
+    stored: dict[str, int] = {}
+    for file, nbytes in sizes.items():
+        folder = file.rpartition(os.sep)[0]
+        stored[folder] = stored.get(folder, 0) + nbytes
+    waiting = sorted(stored, key=len)
+    while waiting:  # longest first; a folder may hold folders only
+        folder = waiting.pop()
+        above = folder.rpartition(os.sep)[0]
+        if above and above not in stored:
+            bisect.insort(waiting, above, key=len)
+        stored[above] = stored.get(above, 0) + stored[folder]
+    claims = _Claims()
+    for file, nbytes in sizes.items():
+        folder, _, name = file.rpartition(os.sep)
+        if name in (".zarray", "zarr.json"):
+            place = os.path.relpath(folder, path)
+            if nbytes > _LARGEST_METADATA:
+                raise ValueError(f"{visible(place)}: {name} has {nbytes / 1e6:.0f} MB")
+            metadata = json.loads(Path(file).read_bytes())
+            is_read = whole is None or place.partition("/")[0] in whole
+            if isinstance(metadata, dict) and metadata.get("node_type", "array") == "array":
+                _check_array(place, metadata, stored[folder], claims if is_read else None)
+    return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def _check_array(place: str, metadata: Mapping[str, Any], stored: int, claims: _Claims | None) -> None:
+    for name in _codecs([metadata.get(key) for key in ("codecs", "filters", "compressor")]):
+        if name.removeprefix("numcodecs.") not in _CODECS:
+            raise ValueError(f"{place}: the codec {visible(name, 60)!r} is not used, it may run code")
+    shape: Any = metadata.get("shape")
+    grid = (metadata.get("chunk_grid") or {}).get("configuration") or {}
+    chunk = metadata.get("chunks", grid.get("chunk_shape"))
+    for sizes in (shape, chunk):
+        if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST_SHAPE for size in sizes):
+            raise ValueError(f"{place}: the shape is {visible(str(sizes), 60)}")
+    itemsize = _itemsize(metadata.get("dtype", metadata.get("data_type")))
+    _check_chunk(place, chunk, itemsize)
+    if claims is not None:
+        claims.add(place, shape, itemsize, stored)
+
+
+def _codecs(tree: Any) -> Iterator[str]:
+    """Yield the names of all codecs, also of those inside of others."""
+    for part in tree if isinstance(tree, list) else [tree]:
+        if isinstance(part, dict):
+            yield str(part.get("id", part.get("name")))
+            configuration = part.get("configuration") or {}
+            yield from _codecs([configuration.get(key) or [] for key in ("codecs", "index_codecs")])
+        elif isinstance(part, list):
+            yield from _codecs(part)
+
+
+def _itemsize(dtype: Any) -> int:
+    if isinstance(dtype, dict):
+        return int((dtype.get("configuration") or {}).get("length_bytes", 8))
+    if isinstance(dtype, str) and (bits := re.fullmatch(r"[a-z]+(\d+)", dtype)):
+        return max(1, int(bits[1]) // 8)
+    if isinstance(dtype, str) and re.match(r"[<>|]", dtype):
+        return np.dtype(dtype).itemsize
+    return 8
