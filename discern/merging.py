@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[str, str | None]) -> ad.AnnData:
+def merge_data_sets(
+    raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[str, str | None]
+) -> tuple[ad.AnnData, dict[int, str]]:
     """Make one AnnData of several, restricted to the genes that all have.
 
     Args:
@@ -29,7 +31,8 @@ def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[st
     Returns:
         All cells, X as CSR or dask array of CSR blocks, in the type of the inputs, genes in the order of the first. obs
         has `dataset` (name of the file) and the categorical `batch` (from the column, else the name of the file);
-        `uns["DISCERN"]["batch_key"]` numbers the batches: {"0": first name, ...}.
+        `uns["DISCERN"]["batch_key"]` numbers the batches: {"0": first name, ...}. Beside it the same numbers, {0: first
+        name, ...}.
 
     Raises:
         InvalidInputError: if no gene is in all inputs, or two inputs have the same name.
@@ -38,9 +41,9 @@ def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[st
 
     Example:
         >>> cells = [ad.AnnData(np.ones((2, 2)), var=pd.DataFrame(index=genes)) for genes in (["A", "B"], ["B", "C"])]
-        >>> merged = merge_data_sets({"raw/a.h5ad": cells[0], "raw/b.h5ad": cells[1]}, {})
-        >>> merged.shape, merged.uns["DISCERN"]["batch_key"]
-        ((4, 1), {'0': 'a', '1': 'b'})
+        >>> merged, batches = merge_data_sets({"raw/a.h5ad": cells[0], "raw/b.h5ad": cells[1]}, {})
+        >>> merged.shape, batches
+        ((4, 1), {0: 'a', 1: 'b'})
     """
     names = {key: dataset_name(key) for key in raw_inputs}
     if len(set(names.values())) < len(names):
@@ -56,8 +59,9 @@ def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[st
         obs=obs,
         var=_common_columns([adata.var.reindex(genes) for adata in raw_inputs.values()]),
     )
-    merged.uns["DISCERN"] = {"batch_key": batch_key(obs["batch"].cat.categories)}
-    return merged
+    batches = obs["batch"].cat.categories
+    merged.uns["DISCERN"] = {"batch_key": batch_key(batches)}
+    return merged, dict(enumerate(batches))
 
 
 def batch_key(names: Iterable[str]) -> dict[str, str]:

@@ -98,7 +98,8 @@ class WAERecipe:
         self.sc_raw = self._merged(inputs, columns)
 
     def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
-        return merge_data_sets(inputs, columns)
+        merged, _ = merge_data_sets(inputs, columns)
+        return merged
 
     @classmethod
     def from_path(cls, job_dir: str | Path) -> WAERecipe:

@@ -151,7 +151,9 @@ def test_merge_takes_common_genes_in_the_first_ones_order(make_raw_cells: Callab
     second.obs["celltype"] = "T cell"
     second = second[:, ::-1][:, :20].copy()
     untouched = first.copy(), second.copy()
-    merged = merge_data_sets({"raw/first.h5ad": first, "raw/second.h5ad": second}, {"raw/second.h5ad": "celltype"})
+    merged, batches = merge_data_sets(
+        {"raw/first.h5ad": first, "raw/second.h5ad": second}, {"raw/second.h5ad": "celltype"}
+    )
     common = [gene for gene in first.var_names if gene in set(second.var_names)]
     assert list(merged.var_names) == common
     np.testing.assert_array_equal(merged.X[:5].toarray(), first[:, common].X.toarray())
@@ -159,6 +161,7 @@ def test_merge_takes_common_genes_in_the_first_ones_order(make_raw_cells: Callab
     assert list(merged.obs["dataset"]) == ["first"] * 5 + ["second"] * 4
     assert list(merged.obs["batch"]) == ["first"] * 5 + ["T cell"] * 4
     assert merged.uns["DISCERN"]["batch_key"] == dict(zip("01", ["T cell", "first"], strict=True))
+    assert batches == {0: "T cell", 1: "first"}
     assert list(merged.var.columns) == ["symbol"]
     assert merged.obs_names.is_unique
     for before, after in zip(untouched, (first, second), strict=True):
@@ -171,7 +174,7 @@ def test_merge_of_different_columns_can_be_written(make_raw_cells: Callable[...,
     first.obs["doublet"] = [True, False, True, True, False]
     second.obs["age"] = 3
     second.obs["celltype"] = pd.Categorical(["NK cell"] * 4)
-    merged = merge_data_sets({"first": first, "second": second}, {})
+    merged, _ = merge_data_sets({"first": first, "second": second}, {})
     merged.write_h5ad(tmp_path / "merged.h5ad")
     obs = ad.read_h5ad(tmp_path / "merged.h5ad").obs
     assert list(obs["doublet"].cat.categories) == ["False", "True"]
