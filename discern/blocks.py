@@ -22,6 +22,7 @@ from anndata.experimental import read_elem_lazy
 from anndata.io import read_elem
 from scipy import sparse
 
+from discern import counts
 from discern.errors import InvalidInputError, MissingFileError
 from discern.progress import track
 
@@ -163,7 +164,10 @@ def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
 
 
 def read_cells(
-    path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None, budget: int | None = None
+    path: Path,
+    undo: Callable[[ad.AnnData], Undo | None] | None = None,
+    budget: int | None = None,
+    layer: str | None = None,
 ) -> ad.AnnData:
     """Read an `.h5ad` file or a `.zarr` folder; X becomes CSR in memory if it fits, else a dask array of CSR blocks.
 
@@ -173,10 +177,12 @@ def read_cells(
         path: the file or folder.
         undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
         budget: bytes that X may take in memory, by default `memory_budget()`.
+        layer: the layer that becomes X; "raw" for `.raw.X`, whose genes become var.
 
     Raises:
         MissingFileError: if there is no such file.
         InvalidInputError: if it cannot be read, or has no X.
+        UnknownNameError: if it has no such layer.
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
@@ -186,15 +192,15 @@ def read_cells(
         raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     try:
         if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
-            adata = ad.read_h5ad(path)  # written by anndata < 0.7
+            adata = counts.chosen(ad.read_h5ad(path), layer, str(path))  # written by anndata < 0.7
             adata.X = as_csr(adata.X, adata.X.dtype)
             return adata
-        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
-        if "X" not in group:
-            raise InvalidInputError(f"{path}: expected a matrix X, found only {sorted(group)}")
-        adata = ad.AnnData(**parts)
+        matrix, genes = counts.place(group, layer, path)
+        left_out = () if genes is group["var"] else ("varm",)
+        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group and key not in (*left_out, "var")}
+        adata = ad.AnnData(var=read_elem(genes), **parts)
         budget = memory_budget() if budget is None else budget
-        adata.X = _read_matrix(group["X"], undo(adata) if undo else None, budget)
+        adata.X = _read_matrix(matrix, undo(adata) if undo else None, budget)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise

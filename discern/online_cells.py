@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,13 @@ from discern.blocks import is_lazy, iter_blocks
 from discern.config import load_parameters
 from discern.errors import InvalidInputError
 from discern.io import FORMAT, DISCERNData
-from discern.merging import batch_key
+from discern.merging import BatchColumn, batch_key, sources
 from discern.preprocessing import WAERecipe
 from discern.progress import track
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from discern.blocks import Matrix
 
@@ -90,12 +89,12 @@ class OnlineWAERecipe(WAERecipe):
         reference = DISCERNData.from_folder(job_dir, batch_size=1)
         return cls(reference, experiment, input_files=input_files, fill_missing_genes=fill_missing_genes)
 
-    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
-        own = self.params.get("raw_input")
-        usual = set(own.values()) if isinstance(own, Mapping) else set()
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
+        usual = {source.batch for source in sources(self.params.get("raw_input")).values()}
         if len(usual) == 1:
             (column,) = usual
-            columns = {key: column for key, adata in inputs.items() if column in adata.obs} | dict(columns)
+            said = {key: named for key, named in columns.items() if named is not None}
+            columns = {key: column for key, adata in inputs.items() if column is False or column in adata.obs} | said
         return super()._merged({key: self._aligned(key, adata) for key, adata in inputs.items()}, columns)
 
     def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:
@@ -312,6 +311,13 @@ def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int)
         **sums,
         **numbers,
         "batch_ratios": ratios,
+        **({"user_columns": _joined_names(old, new)} if "user_columns" in {**old, **new} else {}),
         "batch_key": dict(new["batch_key"]),
         "common_genes_count": n_genes,
     }
+
+
+def _joined_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what the user's columns are called whose names the program uses."""
+    parts = [config.get("user_columns", {}) for config in (old, new)]
+    return {part: {**parts[1].get(part, {}), **parts[0].get(part, {})} for part in {**parts[0], **parts[1]}}
