@@ -23,7 +23,7 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from discern import counts
-from discern.errors import InvalidInputError, MissingFileError
+from discern.errors import InvalidInputError, MissingFileError, UserError
 from discern.progress import track
 
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ def read_cells(
         adata = ad.AnnData(var=read_elem(genes), **parts)
         budget = memory_budget() if budget is None else budget
         adata.X = _read_matrix(matrix, undo(adata) if undo else None, budget)
+    except UserError:
+        raise
     except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
         raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     finally:
         if isinstance(group, h5py.File):

@@ -40,7 +40,7 @@ def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None
     """
     values = first_values(counts)
     place = "X" if layer is None else shown(layer)
-    wrong = "negative" if values.size and values.min() < 0 else ""
+    wrong = f"negative, the smallest is {values.min():g}" if values.size and values.min() < 0 else ""
     wrong = wrong if np.isfinite(values).all() else "not finite (NaN or infinity)"
     if wrong:
         raise InvalidInputError(f"{name}: expected raw counts in {place}, some are {wrong}{beside(cells, layer)}")

@@ -284,7 +284,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
 
 def _raw_input(sources: Mapping[str, Source]) -> list[str] | dict[str, Any]:
     """Return `input_ds.raw_input` in its shortest form."""
-    if all(source == Source() for source in sources.values()):
+    if len(sources) > 1 and all(source in (Source(), Source("batch")) for source in sources.values()):
         return list(sources)
     return {path: source._asdict() if source.layer else source.batch for path, source in sources.items()}
 

@@ -145,13 +145,12 @@ def batch_key(names: Iterable[str]) -> dict[str, str]:
 
 def check_names(inputs: Iterable[str]) -> None:
     """Raise InvalidInputError if two inputs have the same name, which may become their batch."""
-    names = {key: dataset_name(key) for key in inputs}
-    repeated = next((name for name in names.values() if list(names.values()).count(name) > 1), None)
-    if repeated is not None:
-        raise InvalidInputError(
-            f"expected inputs of different names, all of {[key for key in names if names[key] == repeated]} are "
-            f"{repeated!r}; rename them"
-        )
+    by_name: dict[str, list[str]] = {}
+    for key in inputs:
+        by_name.setdefault(dataset_name(key), []).append(key)
+    for name, keys in by_name.items():
+        if len(keys) > 1:
+            raise InvalidInputError(f"expected inputs of different names, all of {keys} are {name!r}; rename them")
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

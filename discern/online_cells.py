@@ -16,6 +16,7 @@ from scipy import sparse
 from discern.blocks import is_lazy, iter_blocks
 from discern.config import load_parameters
 from discern.errors import InvalidInputError
+from discern.genes import match
 from discern.io import FORMAT, DISCERNData
 from discern.merging import BatchColumn, batch_key, sources
 from discern.preprocessing import WAERecipe
@@ -100,6 +101,7 @@ class OnlineWAERecipe(WAERecipe):
     def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:
         """Return the cells with the reference's genes in its order."""
         _check_raw(name, adata)
+        adata = _named_alike(name, adata, self._reference.var)
         genes = self._reference.var_names
         missing = genes[~genes.isin(adata.var_names)]
         if len(missing) and not self._fill_missing_genes:
@@ -203,6 +205,22 @@ def _check_raw(name: str, adata: ad.AnnData) -> None:
             f"{name}: expected raw counts, these cells are logged ({found}); put the counts into X and take "
             'uns["log1p"] out'
         )
+
+
+def _named_alike(name: str, adata: ad.AnnData, reference: pd.DataFrame) -> ad.AnnData:
+    """Return the cells with the reference's names of genes where the other kind of name stands in a column of var."""
+    try:
+        found = match({"the experiment": reference, name: adata.var})
+    except InvalidInputError:
+        return adata
+    for note in found.warnings:
+        warnings.warn(note, stacklevel=2)
+    if found.by is None:
+        return adata
+    for note in found.remarks:
+        _LOGGER.info("%s", note)
+    columns = found.columns[name]
+    return ad.AnnData(X=adata.X[:, columns], obs=adata.obs, var=adata.var.iloc[columns].set_axis(found.names))
 
 
 def _widened(X: Matrix, genes: int) -> Matrix:
