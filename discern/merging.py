@@ -301,7 +301,7 @@ def _merged_var(raw_inputs: Mapping[str, ad.AnnData], matched: genes.Matched) ->
     frames = {}
     for key, adata in raw_inputs.items():
         frames[key] = storable(adata.var.iloc[matched.columns[key]], key, "var", categories=False)
-        frames[key].index = pd.Index(matched.names, name=frames[key].index.name)
+        frames[key].index = matched.names.rename(frames[key].index.name)
     (first, var), *others = frames.items()
     kept = []
     for column in var:
