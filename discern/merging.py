@@ -300,7 +300,7 @@ def _merged_var(raw_inputs: Mapping[str, ad.AnnData], matched: genes.Matched) ->
     """Keep the columns that all have with the same values, or of text nearly so."""
     frames = {}
     for key, adata in raw_inputs.items():
-        frames[key] = storable(adata.var.iloc[matched.columns[key]], key, "var", categories=False)
+        frames[key] = storable(adata.var, key, "var", categories=False).iloc[matched.columns[key]]
         frames[key].index = matched.names.rename(frames[key].index.name)
     (first, var), *others = frames.items()
     kept = []

@@ -204,6 +204,8 @@ def test_columns_with_names_that_processing_uses_are_kept(
     before = own_cells.copy()
     model = Reconstructor(**SMALL).fit(own_cells, batch_key="dataset")
     result = model.project("Smith")
+    pd.testing.assert_frame_equal(own_cells.obs, before.obs)
+    pd.testing.assert_frame_equal(own_cells.var, before.var)
     own_cells.write_h5ad("atlas.h5ad")
     experiment = {
         "input_ds": {
@@ -231,8 +233,6 @@ def test_columns_with_names_that_processing_uses_are_kept(
     assert processed.var["n_cells_original"].tolist() == OWN_VAR["n_cells"].tolist()
     assert "'split' is now 'split_original'" in caplog.text
     assert "the obs column 'batch' is kept as 'batch_original'" in caplog.text
-    pd.testing.assert_frame_equal(own_cells.obs, before.obs)
-    pd.testing.assert_frame_equal(own_cells.var, before.var)
 
 
 def test_a_name_that_is_taken_too_gets_a_number() -> None:
