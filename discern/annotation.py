@@ -163,6 +163,8 @@ def _storable_values(values: pd.Series, categories: bool) -> Any:
     if values.dtype == object:
         values = _inferred(values)
     dtype = values.dtype
+    if isinstance(dtype, pd.CategoricalDtype) and dtype.categories.dtype == np.int64:
+        return values.array
     if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype):
         if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
             numbers = values.to_numpy()

@@ -192,11 +192,12 @@ def read_cells(
         raise InvalidInputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     try:
         if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
-            adata = counts.chosen(ad.read_h5ad(path), layer, str(path))  # written by anndata < 0.7
+            adata = ad.read_h5ad(path)  # written by anndata < 0.7
+            adata = adata if layer is None else counts.chosen(adata, layer, str(path))
             adata.X = as_csr(adata.X, adata.X.dtype)
             return adata
         matrix, genes = counts.place(group, layer, path)
-        left_out = () if genes is group["var"] else ("varm",)
+        left_out = () if genes == group["var"] else ("varm",)
         parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group and key not in (*left_out, "var")}
         adata = ad.AnnData(var=read_elem(genes), **parts)
         budget = memory_budget() if budget is None else budget

@@ -43,8 +43,8 @@ class OnlineWAERecipe(WAERecipe):
 
     Args:
         reference_adata: the processed cells of the experiment; not modified.
-        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. A file's batch is its
-            name, or comes from the obs column that the experiment took it from in all its own files.
+        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. If the experiment took
+            the batch from the same obs column in all its own files, it comes from this one, or is the file's name.
         fill_missing_genes: whether genes of the reference that a file lacks are zero in its cells; else they are an
             error.
         kwargs: arguments of `WAERecipe`.
@@ -54,12 +54,13 @@ class OnlineWAERecipe(WAERecipe):
 
     Example:
         >>> from discern.datasets import lung_cell_lines
-        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60] for path in lung_cell_lines().values())
+        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60].copy() for path in lung_cell_lines().values())
         >>> parameters = {"filtering": {"min_genes": 10, "min_cells": 3}, "scale": {"LSN": 20000}}
-        >>> reference = WAERecipe(parameters, {"one": celseq2[:30], "two": celseq2[30:]})().sc_raw
+        >>> celseq2.obs["batch"] = ["one", "two"] * 30
+        >>> reference = WAERecipe(parameters, {"old": celseq2})().sc_raw
         >>> new = OnlineWAERecipe(reference, parameters, {"new": dropseq}, fill_missing_genes=True)()
         >>> new.sc_raw.var_names.equals(reference.var_names), new.config["batch_key"]
-        (True, {'0': 'one', '1': 'two', '2': 'new'})
+        (True, {'0': 'one', '1': 'two', '2': 'dropseq'})
     """
 
     def __init__(
@@ -95,7 +96,10 @@ class OnlineWAERecipe(WAERecipe):
         if len(usual) == 1:
             (column,) = usual
             said = {key: named for key, named in columns.items() if named is not None}
-            columns = {key: column for key, adata in inputs.items() if column is False or column in adata.obs} | said
+            other: BatchColumn = (
+                None if column in (None, "batch") else False
+            )  # its `batch` is not what the experiment calls so
+            columns = {key: column if column in adata.obs else other for key, adata in inputs.items()} | said
         return super()._merged({key: self._aligned(key, adata) for key, adata in inputs.items()}, columns)
 
     def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:

@@ -360,7 +360,8 @@ def test_a_scaled_matrix_names_file_and_counts(tmp_path: Path) -> None:
     cells.write_h5ad(tmp_path / "scaled.h5ad")
 
     with pytest.raises(
-        InvalidInputError, match=r"scaled.h5ad: expected raw counts in X, some are negative, the smallest is -3; layers\['counts"
+        InvalidInputError,
+        match=r"scaled.h5ad: expected raw counts in X, some are negative, the smallest is -3; layers\['counts'",
     ):
         WAERecipe(PARAMETERS, input_files=[tmp_path / "scaled.h5ad"])
 
