@@ -22,6 +22,7 @@ import zarr
 from anndata.io import read_elem
 from scipy import sparse
 
+from discern import counts
 from discern.errors import InvalidInputError, MissingFileError
 from discern.foreign import reading, visible
 from discern.progress import track
@@ -172,7 +173,10 @@ def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
 
 
 def read_cells(
-    path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None, budget: int | None = None
+    path: Path,
+    undo: Callable[[ad.AnnData], Undo | None] | None = None,
+    budget: int | None = None,
+    layer: str | None = None,
 ) -> ad.AnnData:
     """Read an `.h5ad` file or a `.zarr` folder; X becomes CSR in memory if it fits, else a dask array of CSR blocks.
 
@@ -182,10 +186,12 @@ def read_cells(
         path: the file or folder.
         undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
         budget: bytes that X may take in memory, by default `memory_budget()`.
+        layer: the layer that becomes X; "raw" for `.raw.X`, whose genes become var.
 
     Raises:
         MissingFileError: if there is no such file.
         InvalidInputError: if it cannot be read, or has no X.
+        UnknownNameError: if it has no such layer.
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
@@ -194,18 +200,21 @@ def read_cells(
             check_stored_sparse(group)
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
             check_parts({"X": adata.X, "obsm": adata.obsm, "varm": adata.varm, "uns": adata.uns})
+            adata = adata if layer is None else counts.chosen(adata, layer, str(path))
             adata.X = as_csr(adata.X, adata.X.dtype)
             return adata
-        for name in ("X", "obs", "var"):
+        for name in ("obs", "var"):
             if name not in group:
                 raise InvalidInputError(
                     f"{path}: expected a matrix X, obs and var, found only {[visible(key) for key in sorted(group)]}"
                 )
-        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
-        check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
-        adata = ad.AnnData(**parts)
+        matrix, genes = counts.place(group, layer, path)
+        left_out = () if genes == group["var"] else ("varm",)
+        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group and key not in (*left_out, "var")}
+        check_parts({name: part for name, part in parts.items() if name not in ("obs", "uns")})
+        adata = ad.AnnData(var=read_elem(genes), **parts)
         budget = memory_budget() if budget is None else budget
-        adata.X = _read_matrix(path, group["X"], adata.shape, undo(adata) if undo else None, budget)
+        adata.X = _read_matrix(path, matrix, adata.shape, undo(adata) if undo else None, budget)
     return adata
 
 

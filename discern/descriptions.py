@@ -24,8 +24,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "preset": '`"auto"` fills in what is not given with what did best on held-out cells of real data.',
     },
     "InputDs": {
-        "raw_input": "Paths of files with raw counts; the name of a file is the batch of its cells. Or {path: obs "
-        "column that holds the batch}, null for the name. Relative to the current folder. Required in files.",
+        "raw_input": "Paths of files with raw counts, relative to the current folder. The batch of a cell is in the "
+        "obs column `batch`; without one it is the name of the file. Or {path: obs column with the batch}; null for "
+        "`batch`, false for the name of the file. Or {path: {`batch`: column, `layer`: where the counts are}}: name "
+        "of a layer, `raw` for `.raw.X`, `X` for X even if it looks normalised. Required in files.",
         "filtering": "Which cells and genes are kept.",
         "scale": "Normalisation and standardisation.",
         "split": "Which cells train, validate and test.",

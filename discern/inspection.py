@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-import zarr
 from anndata.io import read_elem
 
+from discern import counts, genes
 from discern.blocks import memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.edits import describe_edits
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.files import recover, recover_all, replacing
 from discern.functions import available_cpus, number_of_epochs
+from discern.merging import BatchColumn, Source, batches_of, check_batches, check_names, listed, shared_batches
 from discern.reading import dataset_name, read_raw_input
 from discern.structure import check_format, open_hdf5, whole_number
 
@@ -48,7 +48,7 @@ class Survey:
     """What is known about the raw files.
 
     Attributes:
-        columns: For each file the obs column with the batch, None where the file's name is the batch.
+        sources: For each file what is taken from it.
         lines: For each file what it is, in words.
         genes_per_cell: For each batch how many of the common genes each of its cells has.
         n_genes: Number of genes that all files have.
@@ -56,7 +56,7 @@ class Survey:
         notes: What the user should look at.
     """
 
-    columns: dict[str, str | None]
+    sources: dict[str, Source]
     lines: list[str]
     genes_per_cell: dict[str, np.ndarray]
     n_genes: int
@@ -86,105 +86,113 @@ def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
         UnknownNameError: If no file has the column.
         InvalidInputError: If a file cannot be read, holds no counts, or the files have no gene in common.
     """
-    names = [dataset_name(path) for path in files]
-    if len(set(names)) < len(names):
-        raise InvalidInputError(
-            f"expected files of different names, which become the batches: got {names}; rename them"
-        )
-    inputs = {str(path): read_raw_input(path) for path in files}
-    columns = _batch_columns(inputs, batch_column)
-    common = _common_genes(inputs)
-    lines, notes, genes_per_cell, n_values = [], [], dict[str, list[np.ndarray]](), 0
+    check_names(list(map(str, files)))
+    layers = {str(path): counts.suggested(path) for path in files}
+    inputs = {str(path): read_raw_input(path, layer=layers[str(path)]) for path in files}
+    columns, notes = _batch_columns(inputs, batch_column)
+    batches = {path: batches_of(path, adata.obs, columns[path]) for path, adata in inputs.items()}
+    matched = genes.match({path: adata.var for path, adata in inputs.items()})
+    lines, genes_per_cell, n_values = [], dict[str, list[np.ndarray]](), 0
     for path, adata in inputs.items():
-        counts, whole = _genes_per_cell(path, adata, adata.var_names.isin(common))
-        n_values += int(counts.sum())
-        column = columns[path]
-        labels = (
-            np.full(adata.n_obs, dataset_name(path)) if column is None else adata.obs[column].astype(str).to_numpy()
-        )
-        for batch in np.unique(labels):
-            genes_per_cell.setdefault(str(batch), []).append(counts[labels == batch])
+        found, whole = _genes_per_cell(path, adata, matched.columns[path], layers[path])
+        n_values += int(found.sum())
+        column, layer = columns[path], layers[path]
+        for code, batch in enumerate(batches[path].categories):
+            genes_per_cell.setdefault(str(batch), []).append(found[batches[path].codes == code])
         kind = "raw counts" if whole else "NOT RAW COUNTS"
-        said = "batch: the file's name" if column is None else f"batch: obs column {column!r}"
-        lines.append(f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {kind}; {said}")
-        if not whole:
-            notes.append(f"{path}: X holds values that are not whole numbers, so no raw counts{_elsewhere(Path(path))}")
-    smallest = min(adata.n_vars for adata in inputs.values())
-    if len(common) < smallest / 2:
-        notes.append(f"only {len(common):,} of {smallest:,} genes are in all files: have they names of the same kind?")
+        said = f"batch: obs column {column!r}" if column else "batch: the file's name"
+        place = f" in {counts.shown(layer)}" if layer else ""
+        lines.append(f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {kind}{place}; {said}")
+        if layer is not None:
+            notes.append(f"{path}: X holds no raw counts, {counts.shown(layer)} does: it is taken")
+        elif not whole:
+            notes.append(
+                f"{path}: X holds values that are not whole numbers, so no raw counts{counts.beside(Path(path))}"
+            )
+    notes += [*check_batches(batches), *matched.warnings]
     joined = {batch: np.concatenate(parts) for batch, parts in sorted(genes_per_cell.items())}
-    return Survey(columns, lines, joined, len(common), n_values, notes)
+    sources = {path: Source(columns[path], layers[path]) for path in inputs}
+    return Survey(sources, [*lines, *matched.remarks], joined, len(matched.names), n_values, notes)
 
 
-def _batch_columns(inputs: Mapping[str, anndata.AnnData], wanted: str | None) -> dict[str, str | None]:
+def _batch_columns(
+    inputs: Mapping[str, anndata.AnnData], wanted: str | None
+) -> tuple[dict[str, BatchColumn], list[str]]:
+    """Return the obs column with the batch for each file, and what the user should know about the choice."""
     if wanted is not None:
         if not any(wanted in adata.obs for adata in inputs.values()):
             known = list(dict.fromkeys(str(column) for adata in inputs.values() for column in adata.obs))
             raise UnknownNameError(f"no file has an obs column {wanted!r}{nearest(wanted, known)}; columns are {known}")
-        return {path: wanted if wanted in adata.obs else None for path, adata in inputs.items()}
+        return {path: wanted if wanted in adata.obs else None for path, adata in inputs.items()}, []
     if len(inputs) > 1:
-        return {path: "batch" if _is_batch(adata.obs, "batch") else None for path, adata in inputs.items()}
+        return _columns_of_several(inputs)
     ((path, adata),) = inputs.items()
+    notes: list[str] = []
     for name in _USUAL_COLUMNS:
         for column in adata.obs:
-            if str(column).lower() == name and _is_batch(adata.obs, column):
-                return {path: column}
+            if str(column).lower() == name:
+                unfit = _unfit(adata.obs, column)
+                if unfit is None and adata.obs[column].nunique() > 1:
+                    return {path: str(column)}, notes
+                if unfit is not None:
+                    notes.append(f"{path}: obs column {column!r} is not taken as the batch: {unfit}")
+    more = "".join(f"; {note.removeprefix(f'{path}: ')}" for note in notes)
     raise InvalidInputError(
         f"{path}: expected two batches or more, one to reconstruct the others as: name the obs column that tells them "
-        f"apart with --batch-column (columns are {list(adata.obs)}), or give a second file"
+        f"apart with --batch-column (columns are {list(adata.obs)}), or give a second file{more}"
     )
 
 
-def _is_batch(obs: pd.DataFrame, column: str) -> bool:
-    return column in obs and not obs[column].isna().any() and 2 <= obs[column].nunique() <= _MOST_BATCHES
+def _columns_of_several(inputs: Mapping[str, anndata.AnnData]) -> tuple[dict[str, BatchColumn], list[str]]:
+    """Take the column `batch` where there is one, unless it is not fit, or gives cells of two files the same batch."""
+    columns: dict[str, BatchColumn] = {}
+    notes = []
+    for path, adata in inputs.items():
+        unfit = _unfit(adata.obs, "batch") if "batch" in adata.obs else None
+        columns[path] = None if "batch" not in adata.obs else "batch" if unfit is None else False
+        if unfit is not None:
+            notes.append(f"{path}: obs column 'batch' is not taken as the batch, the file's name is: {unfit}")
+    named = {path: batches_of(path, inputs[path].obs, column) for path, column in columns.items()}
+    shared = shared_batches(named)
+    for keys, names in shared.items():
+        for path in keys:
+            columns[path] = False if "batch" in inputs[path].obs else None
+        notes.append(
+            f"obs column 'batch' has the same name{'s' * (len(names) > 1)} {listed(names)} in {' and '.join(keys)}: "
+            'the file\'s name is taken as the batch. If they are the same batches, write "batch" in place of false in '
+            "raw_input; if not, name another column there, or give the batches different names in obs"
+        )
+    return columns, notes
 
 
-def _common_genes(inputs: Mapping[str, anndata.AnnData]) -> set[str]:
-    (first, adata), *others = inputs.items()
-    common = set(adata.var_names)
-    for path, other in others:
-        if not (common := common & set(other.var_names)):
-            raise InvalidInputError(
-                f"{path}: has no gene in common with {first}, whose genes have names like {list(adata.var_names[:2])}; "
-                f"its own have names like {list(other.var_names[:2])}"
-            )
-    return common
+def _unfit(obs: pd.DataFrame, column: str) -> str | None:
+    """Say why a column cannot be the batch."""
+    missing, different = int(obs[column].isna().sum()), int(obs[column].nunique())
+    if missing:
+        return f"{missing:,} of {len(obs):,} cells have no value in it"
+    if different > _MOST_BATCHES:
+        return f"it has {different:,} different values"
+    return None
 
 
-def _genes_per_cell(path: str, adata: anndata.AnnData, common: np.ndarray) -> tuple[np.ndarray, bool]:
+def _genes_per_cell(
+    path: str, adata: anndata.AnnData, columns: np.ndarray, layer: str | None
+) -> tuple[np.ndarray, bool]:
     """Return the number of common genes in each cell, and whether all counts are whole numbers."""
-    genes = np.zeros(adata.n_obs, dtype=np.int64)
-    columns, whole = np.flatnonzero(common), True
+    found, whole, some = np.zeros(adata.n_obs, dtype=np.int64), True, False
     for rows, block in track_blocks(adata.X, f"looking at {path}"):
         if not np.isfinite(block.data).all() or (block.data.size and block.data.min() < 0):
+            place = counts.shown(layer) if layer else "X"
             raise InvalidInputError(
-                f"{path}: expected raw counts in X, some are negative or not finite{_elsewhere(Path(path))}"
+                f"{path}: expected raw counts in {place}, some are negative or not finite"
+                f"{counts.beside(Path(path), layer)}"
             )
         whole = whole and bool((block.data == np.floor(block.data)).all())
-        genes[rows] = block[:, columns].getnnz(axis=1)
-    return genes, whole
-
-
-def _elsewhere(path: Path) -> str:
-    """Say where else in the file there are whole numbers."""
-    if path.suffix not in (".h5ad", ".zarr"):
-        return ""
-    group: Any = zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
-    try:
-        places = {f"layers[{name!r}]": group["layers"][name] for name in group.get("layers", ())}
-        if "raw" in group:
-            places["raw.X"] = group["raw"]["X"]
-        found = [name for name, values in places.items() if _looks_whole(values)]
-    finally:
-        if isinstance(group, h5py.File):
-            group.close()
-    return f"; {' and '.join(found)} does: save a file that has it as X" if found else ""
-
-
-def _looks_whole(values: Any) -> bool:
-    is_sparse = isinstance(values, h5py.Group | zarr.Group)
-    sample = np.asarray(values["data"][:10_000] if is_sparse else values[:10])
-    return bool(sample.size and (sample == np.floor(sample)).all())
+        some = some or bool(block.data.any())
+        found[rows] = block[:, columns].getnnz(axis=1)
+    if not some:
+        raise InvalidInputError(f"{path}: expected raw counts, all are 0{counts.beside(Path(path), layer)}")
+    return found, whole
 
 
 def write_parameters(
@@ -257,11 +265,10 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
     network, training = filled_in["model"], filled_in["training"]
     gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
     cpus = available_cpus()
-    columns = found.columns
     experiment = {
         "preset": "auto",
         "input_ds": {
-            "raw_input": columns if any(columns.values()) else list(columns),
+            "raw_input": _raw_input(found.sources),
             "filtering": {"min_genes": min_genes, "min_cells": 3},
             "split": {"split_seed": 0, "test_cells": 0.1},
             "n_cpus_preprocessing": cpus,
@@ -279,6 +286,13 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         ("seed", 0, "the same result every time"),
     ]
     return experiment, reasons
+
+
+def _raw_input(sources: Mapping[str, Source]) -> list[str] | dict[str, Any]:
+    """Return `input_ds.raw_input` in its shortest form."""
+    if len(sources) > 1 and all(source in (Source(), Source("batch")) for source in sources.values()):
+        return list(sources)
+    return {path: source._asdict() if source.layer else source.batch for path, source in sources.items()}
 
 
 def _min_genes(genes_per_cell: Mapping[str, np.ndarray]) -> tuple[int, str]:

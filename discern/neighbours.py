@@ -31,9 +31,10 @@ def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
         >>> training_cells(pd.DataFrame({"batch": ["a", "a", "b"], "split": ["train", "valid", "train"]}), "a").tolist()
         [True, False, False]
     """
-    if "split" not in obs:
+    split = "discern_split" if "discern_split" in obs else "split"  # results keep the user's own column `split`
+    if split not in obs:
         return np.zeros(len(obs), dtype=bool)
-    return ((obs["batch"].astype(str) == batch) & (obs["split"] == "train")).to_numpy()
+    return ((obs["batch"].astype(str) == batch) & (obs[split] == "train")).to_numpy()
 
 
 def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None) -> tuple[npt.NDArray, npt.NDArray]:

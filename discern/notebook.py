@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import keras
 from anndata.utils import make_index_unique
 
+from discern import counts
 from discern.blocks import track_blocks
 from discern.config import canonical_experiment
 from discern.errors import InvalidInputError, UnknownNameError, nearest
@@ -19,6 +19,7 @@ from discern.estimators.run_exp import setup_exp
 from discern.files import locked, replacing
 from discern.functions import clamp_cpus, number_of_epochs, start_tensorflow
 from discern.io import DISCERNData
+from discern.merging import Source
 from discern.preprocessing import WAERecipe
 from discern.projection import CheckMetaData
 from discern.sections import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
@@ -26,6 +27,8 @@ from discern.writing import write_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import anndata as ad
 
 __all__ = ["Reconstructor", "reconstruct"]
 
@@ -64,7 +67,8 @@ def reconstruct(
         adata: Cells of two batches or more, X or a layer holding raw counts, (n_cells, n_genes). Not modified.
         reference: The batch to reconstruct as; best the one with most genes detected per cell.
         batch_key: obs column that holds the batch.
-        layer: The layer with the raw counts; None for X.
+        layer: The layer with the raw counts, "raw" for `.raw.X`; None for X, or an error if X holds no raw counts and
+            another matrix does ("X" takes X all the same).
         seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
         preset: What parameters have that are not given: "auto" for what did best on held-out cells of real data, as in
             the files of `discern init`; None for the published parameters. For those of a file that has no preset,
@@ -78,7 +82,8 @@ def reconstruct(
         The cells and genes left by `filtering`. X holds each estimate with its detection probability, else zero;
         `layers["estimated_counts"]` the estimates, and `raw` the cells as they were measured, all log-normalised,
         `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene is detected,
-        `obsm["X_DISCERN"]` the latent code, obs `batch` the batch, and obs `discern_distance` how far a cell is from
+        `obsm["X_DISCERN"]` the latent code, obs `batch` the batch (a column `batch` that says something else becomes
+        `batch_original`), and obs `discern_distance` how far a cell is from
         the reference's cells in latent space, see `discern.evaluation.add_distance`.
 
     Raises:
@@ -148,7 +153,7 @@ class Reconstructor:
         Args:
             adata: Raw counts, (n_cells, n_genes). Not modified.
             batch_key: obs column that holds the batch.
-            layer: The layer with the raw counts; None for X.
+            layer: The layer with the raw counts, see `reconstruct`.
 
         Returns:
             The model itself.
@@ -165,7 +170,8 @@ class Reconstructor:
         section = self.parameters["input_ds"]
         jobs = clamp_cpus(section.get("n_cpus_preprocessing"), "n_cpus_preprocessing")
         cells = {_IN_MEMORY: _raw_counts(adata, layer)}
-        recipe = WAERecipe(self.parameters, inputs=cells, input_files={_IN_MEMORY: batch_key}, n_jobs=jobs)
+        source = Source(batch_key, "X")
+        recipe = WAERecipe(self.parameters, inputs=cells, input_files={_IN_MEMORY: source}, n_jobs=jobs)
         return DISCERNData(recipe().sc_raw, self.parameters["training"]["batch_size"])
 
     def _train(self, data: DISCERNData) -> None:
@@ -281,14 +287,9 @@ def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
     """Return what is needed of the cells, shared with `adata`; gene names are made unique."""
-    if layer is not None and layer not in adata.layers:
-        raise UnknownNameError(
-            f"there is no layer {layer!r}{nearest(layer, adata.layers)}; layers: {list(adata.layers)}"
-        )
     if adata.isbacked:
         adata = adata.to_memory()
-    counts = adata.X if layer is None else adata.layers[layer]
-    if counts is None:
-        raise InvalidInputError("expected raw counts in X, there is no X; name the layer that holds them")
-    var = adata.var.set_axis(make_index_unique(adata.var_names.astype(str)))
-    return ad.AnnData(X=counts, obs=adata.obs, var=var)
+    cells = counts.chosen(adata, layer)
+    counts.check("the cells", adata, cells.X, layer)
+    cells.var = cells.var.set_axis(make_index_unique(cells.var_names.astype(str)))
+    return cells

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,15 @@ from scipy import sparse
 from discern.blocks import is_lazy, iter_blocks
 from discern.config import load_parameters
 from discern.errors import InvalidInputError
+from discern.genes import match
 from discern.io import FORMAT, DISCERNData
-from discern.merging import batch_key
+from discern.merging import BatchColumn, batch_key, sources
 from discern.preprocessing import WAERecipe
 from discern.progress import track
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from discern.blocks import Matrix
 
@@ -43,8 +43,8 @@ class OnlineWAERecipe(WAERecipe):
 
     Args:
         reference_adata: the processed cells of the experiment; not modified.
-        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. A file's batch is its
-            name, or comes from the obs column that the experiment took it from in all its own files.
+        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. If the experiment took
+            the batch from the same obs column in all its own files, it comes from this one, or is the file's name.
         fill_missing_genes: whether genes of the reference that a file lacks are zero in its cells; else they are an
             error.
         kwargs: arguments of `WAERecipe`.
@@ -54,12 +54,13 @@ class OnlineWAERecipe(WAERecipe):
 
     Example:
         >>> from discern.datasets import lung_cell_lines
-        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60] for path in lung_cell_lines().values())
+        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60].copy() for path in lung_cell_lines().values())
         >>> parameters = {"filtering": {"min_genes": 10, "min_cells": 3}, "scale": {"LSN": 20000}}
-        >>> reference = WAERecipe(parameters, {"one": celseq2[:30], "two": celseq2[30:]})().sc_raw
+        >>> celseq2.obs["batch"] = ["one", "two"] * 30
+        >>> reference = WAERecipe(parameters, {"old": celseq2})().sc_raw
         >>> new = OnlineWAERecipe(reference, parameters, {"new": dropseq}, fill_missing_genes=True)()
         >>> new.sc_raw.var_names.equals(reference.var_names), new.config["batch_key"]
-        (True, {'0': 'one', '1': 'two', '2': 'new'})
+        (True, {'0': 'one', '1': 'two', '2': 'dropseq'})
     """
 
     def __init__(
@@ -90,17 +91,21 @@ class OnlineWAERecipe(WAERecipe):
         reference = DISCERNData.from_folder(job_dir, batch_size=1)
         return cls(reference, experiment, input_files=input_files, fill_missing_genes=fill_missing_genes)
 
-    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
-        own = self.params.get("raw_input")
-        usual = set(own.values()) if isinstance(own, Mapping) else set()
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
+        usual = {source.batch for source in sources(self.params.get("raw_input")).values()}
         if len(usual) == 1:
             (column,) = usual
-            columns = {key: column for key, adata in inputs.items() if column in adata.obs} | dict(columns)
+            said = {key: named for key, named in columns.items() if named is not None}
+            other: BatchColumn = (
+                None if column in (None, "batch") else False
+            )  # its `batch` is not what the experiment calls so
+            columns = {key: column if column in adata.obs else other for key, adata in inputs.items()} | said
         return super()._merged({key: self._aligned(key, adata) for key, adata in inputs.items()}, columns)
 
     def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:
         """Return the cells with the reference's genes in its order."""
         _check_raw(name, adata)
+        adata = _named_alike(name, adata, self._reference.var)
         genes = self._reference.var_names
         missing = genes[~genes.isin(adata.var_names)]
         if len(missing) and not self._fill_missing_genes:
@@ -217,6 +222,22 @@ def _check_raw(name: str, adata: ad.AnnData) -> None:
         )
 
 
+def _named_alike(name: str, adata: ad.AnnData, reference: pd.DataFrame) -> ad.AnnData:
+    """Return the cells with the reference's names of genes where the other kind of name stands in a column of var."""
+    try:
+        found = match({"the experiment": reference, name: adata.var})
+    except InvalidInputError:
+        return adata
+    for note in found.warnings:
+        warnings.warn(note, stacklevel=2)
+    if found.by is None:
+        return adata
+    for note in found.remarks:
+        _LOGGER.info("%s", note)
+    columns = found.columns[name]
+    return ad.AnnData(X=adata.X[:, columns], obs=adata.obs, var=adata.var.iloc[columns].set_axis(found.names))
+
+
 def _widened(X: Matrix, genes: int) -> Matrix:
     """Append columns of zeros."""
     if is_lazy(X):
@@ -324,6 +345,7 @@ def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int)
         **sums,
         **numbers,
         "batch_ratios": ratios,
+        **({"user_columns": _joined_names(old, new)} if "user_columns" in {**old, **new} else {}),
         "batch_key": dict(new["batch_key"]),
         "common_genes_count": n_genes,
     }
@@ -331,3 +353,9 @@ def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int)
 
 def _added(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, **{name: old.get(name, 0) + number for name, number in new.items()}}
+
+
+def _joined_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what the user's columns are called whose names the program uses."""
+    parts = [config.get("user_columns", {}) for config in (old, new)]
+    return {part: {**parts[1].get(part, {}), **parts[0].get(part, {})} for part in {**parts[0], **parts[1]}}

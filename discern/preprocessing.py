@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +18,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from discern import counts
+from discern.annotation import as_text
 from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters, read_json
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.files import replacing
 from discern.functions import clamp_cpus
 from discern.io import FORMAT, DISCERNData
-from discern.merging import batch_key, check_columns, merge_data_sets
+from discern.merging import BatchColumn, Source, batch_key, check_columns, merge_data_sets, sources
 from discern.progress import track
-from discern.reading import read_raw_input
+from discern.reading import dataset_name, read_raw_input
 from discern.statistics import (
     dispersion_record,
     gene_moments,
@@ -39,13 +40,14 @@ from discern.tfrecords import write_records
 from discern.writing import write_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["WAERecipe", "merge_data_sets", "read_process_serialize", "read_raw_input"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _PCA_GENES = 1000
+_UNNAMED = "input"
 _SMALLEST_STD = 1e-8
 
 
@@ -55,8 +57,9 @@ class WAERecipe:
     Args:
         params: EXPERIMENT of a parameter file, or its section "input_ds".
         inputs: raw counts in memory, not modified: by name, or one AnnData whose obs has the column `batch`.
-        input_files: raw counts to read, after `inputs` if there are any: list of paths, or {path: obs column with the
-            batch}, where a name of `inputs` stands for those cells. Without both, `input_ds.raw_input`.
+        input_files: beside or in place of `inputs`: list of paths, or {path: obs column with the batch, or {"batch":
+            column, "layer": name}}, see `discern.merging.Source`; by default `input_ds.raw_input`, if there are no
+            `inputs`. As a mapping it may name `inputs` as well.
         n_jobs: CPUs to use, -1 for all.
 
     Attributes:
@@ -81,34 +84,32 @@ class WAERecipe:
         self,
         params: Mapping[str, Any],
         inputs: Mapping[str, ad.AnnData] | ad.AnnData | None = None,
-        input_files: Sequence[str | Path] | Mapping[str, str | None] | None = None,
+        input_files: Sequence[str | Path] | Mapping[str, Any] | None = None,
         n_jobs: int = -1,
     ):
         given = dict(params) if "input_ds" in params else {"input_ds": dict(params)}
         self._experiment = canonical_experiment(given)
         self.params: dict[str, Any] = self._experiment["input_ds"]
         self._n_jobs = n_jobs
-        columns: dict[str, str | None] = {}
-        if isinstance(inputs, ad.AnnData):
-            inputs = {"input": inputs}
-            columns["input"] = "batch"
-        inputs = dict(inputs or {})
+        unnamed = isinstance(inputs, ad.AnnData)
+        inputs = {_UNNAMED: inputs} if isinstance(inputs, ad.AnnData) else dict(inputs or {})
         if input_files is None and not inputs:
             input_files = self.params.get("raw_input")
-        if isinstance(input_files, Mapping):
-            columns |= {str(path): column for path, column in input_files.items()}
-        files = [str(path) for path in input_files or () if str(path) not in inputs]
-        if files:
-            inputs |= _read_all(files)
-        if not inputs:
+        wanted = sources(input_files)
+        if unnamed:
+            wanted.setdefault(_UNNAMED, Source("batch"))
+        files = {file: source for file, source in wanted.items() if file not in inputs}
+        cells = {**_chosen(inputs, wanted), **_read_all(files)}
+        if not cells:
             raise InvalidInputError("expected cells: neither inputs, nor input_files, nor input_ds.raw_input has any")
-        self._raw_input = {name: columns.get(name) for name in inputs}
-        self.sc_raw = self._of_recipe(self._merged(inputs, columns))
+        self._inputs = {dataset_name(key): key for key in cells}
+        self._raw_input = {name: _as_written(wanted.get(name, Source())) for name in cells}
+        self.sc_raw = self._of_recipe(self._merged(cells, {key: source.batch for key, source in wanted.items()}))
 
     def _of_recipe(self, adata: ad.AnnData) -> DISCERNData:
         return DISCERNData.in_progress(adata, self._experiment["training"]["batch_size"])
 
-    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, str | None]) -> ad.AnnData:
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
         merged, _ = merge_data_sets(inputs, columns)
         return merged
 
@@ -168,18 +169,23 @@ class WAERecipe:
         adata = self.sc_raw
         n_genes = np.zeros(adata.n_obs, dtype=np.int64)
         n_cells = np.zeros(adata.n_vars, dtype=np.int64)
-        whole = True
+        not_whole: set[str] = set()
         for rows, block in track_blocks(adata.X, "filtering"):
-            _check_counts(block, adata.obs["dataset"].iloc[rows])
-            whole = whole and bool((block.data == np.floor(block.data)).all())
+            if (wrong := _not_counts(block.data)) is not None:
+                names = ", ".join(self._inputs_of(rows, block, wrong[0]))
+                raise InvalidInputError(f"{names}: expected raw counts, some are {wrong[1]}")
+            if (fractions := block.data != np.floor(block.data)).any():
+                not_whole.update(self._inputs_of(rows, block, fractions))
             n_genes[rows] = np.diff(block.indptr)
             kept = block[n_genes[rows] >= min_genes]
             n_cells += np.bincount(kept.indices, minlength=adata.n_vars)
-        if not whole:
+        if not_whole:
             warnings.warn(
-                "the counts are not whole numbers: raw counts are expected; have they been normalised already?",
+                f"{', '.join(sorted(not_whole))}: the counts are not whole numbers: raw counts are expected; have they "
+                "been normalised already?",
                 stacklevel=2,
             )
+        self._check_not_empty(n_genes)
         cells, genes = n_genes >= min_genes, n_cells >= min_cells
         if not cells.any():
             raise InvalidInputError(
@@ -206,18 +212,30 @@ class WAERecipe:
         uns = {**adata.uns, "DISCERN": {**self.config, "batch_key": batch_key(obs["batch"].cat.categories)}}
         self.sc_raw = self._of_recipe(ad.AnnData(X=X, obs=obs, var=var, uns=uns))
 
-    def celltypes(self) -> None:
-        """Name obs `cluster_names` or `cluster` `celltype`, if there is no `celltype`; make it categorical."""
+    @property
+    def _input_of_cells(self) -> pd.Categorical:
+        """The name of each cell's input."""
         obs = self.sc_raw.obs
-        if "celltype" not in obs:
-            for column in ("cluster_names", "cluster"):
-                if column in obs:
-                    obs = obs.rename(columns={column: "celltype"})
-                    break
-            else:
-                return
-        obs["celltype"] = pd.Categorical(obs["celltype"].astype(str).where(obs["celltype"].notna()))
-        self.sc_raw.obs = obs
+        return obs["discern_dataset" if "discern_dataset" in obs else "dataset"].array
+
+    def _inputs_of(self, rows: slice, block: sparse.csr_matrix, wrong: np.ndarray) -> list[str]:
+        """Return the inputs of the cells of a block that some of its values are of."""
+        cells = np.unique(np.searchsorted(block.indptr, np.flatnonzero(wrong), side="right") - 1)
+        return [self._inputs.get(name, name) for name in self._input_of_cells[rows][cells].unique()]
+
+    def _check_not_empty(self, n_genes: np.ndarray) -> None:
+        """Raise InvalidInputError if an input has no count at all."""
+        found = pd.Series(n_genes).groupby(self._input_of_cells.codes).max()
+        empty = [self._inputs.get(name, name) for name in self._input_of_cells.categories[found.index[found == 0]]]
+        if empty:
+            raise InvalidInputError(f"{', '.join(empty)}: expected raw counts, all are 0")
+
+    def celltypes(self) -> None:
+        """Make obs `celltype` categorical; without one, it becomes a copy of `cluster_names` or `cluster`."""
+        obs = self.sc_raw.obs
+        column = next((name for name in ("celltype", "cluster_names", "cluster") if name in obs), None)
+        if column is not None:
+            obs["celltype"] = as_text(obs[column])
 
     def scaling(self, scale: float) -> None:
         """Scale each cell to the same total counts (library size normalisation).
@@ -467,15 +485,32 @@ def read_process_serialize(job_path: str | Path, with_tfrecords: bool = True) ->
         recipe.dump_tf_records(Path(job_path) / "TF_records")
 
 
-def _read_all(files: Sequence[str]) -> dict[str, ad.AnnData]:
+def _read_all(wanted: Mapping[str, Source]) -> dict[str, ad.AnnData]:
     """Read all files; what does not fit into memory together is read later."""
     budget = memory_budget()
     inputs = {}
-    for file in track(files, "reading"):
-        inputs[file] = read_raw_input(file, budget=budget)
+    for file in track(list(wanted), "reading"):
+        layer = wanted[file].layer
+        inputs[file] = read_raw_input(file, budget=budget, layer=layer)
+        counts.check(file, Path(file), inputs[file].X, layer)
         if not is_lazy(inputs[file].X):
             budget -= estimate_csr_nbytes(inputs[file].X)
     return inputs
+
+
+def _as_written(source: Source) -> BatchColumn | dict[str, BatchColumn]:
+    """Return what a parameter file says of an input."""
+    return source.batch if source.layer is None else {"batch": source.batch, "layer": source.layer}
+
+
+def _chosen(inputs: Mapping[str, ad.AnnData], wanted: Mapping[str, Source]) -> dict[str, ad.AnnData]:
+    """Return cells in memory with their counts as X."""
+    cells = {}
+    for key, adata in inputs.items():
+        layer = wanted.get(key, Source()).layer
+        cells[key] = counts.chosen(adata, layer, key) if layer is not None else adata
+        counts.check(key, adata, cells[key].X, layer)
+    return cells
 
 
 _META = sparse.csr_matrix((0, 0), dtype=np.float32)
@@ -484,16 +519,13 @@ _META = sparse.csr_matrix((0, 0), dtype=np.float32)
 _PARTS = ("train", "valid", "test")
 
 
-def _check_counts(block: sparse.csr_matrix, files: pd.Series) -> None:
-    """Refuse cells with what is no count; `files` are the names of their files."""
-    counts = block.data
-    for bad, said in (
-        (~np.isfinite(counts), "some are not finite (NaN or infinity)"),
-        (counts < 0, f"some are negative, the smallest is {counts.min(initial=0):g}"),
-    ):
-        if bad.any():
-            cell = int(np.searchsorted(block.indptr, bad.argmax(), side="right")) - 1
-            raise InvalidInputError(f"{files.iloc[cell]}: expected counts, {said}")
+def _not_counts(values: np.ndarray) -> tuple[np.ndarray, str] | None:
+    """Return which values cannot be counts, and what is wrong with them."""
+    if not np.isfinite(values).all():
+        return ~np.isfinite(values), "not finite (NaN or infinity)"
+    if values.size and (smallest := values.min()) < 0:
+        return values < 0, f"negative, the smallest is {smallest:g}"
+    return None
 
 
 def _totals(block: sparse.csr_matrix) -> np.ndarray:

@@ -13,6 +13,7 @@ import scanpy
 from scipy import io as scipy_io
 from scipy import sparse
 
+from discern import counts
 from discern.blocks import as_csr, read_cells
 from discern.errors import InvalidInputError, UnsupportedError
 from discern.foreign import check_file, check_input, open_table, reading
@@ -28,7 +29,7 @@ _TABLES = {".txt": "\t", ".tsv": "\t", ".csv": ","}
 _GENES_AT_ONCE = 512
 
 
-def read_raw_input(file_path: str | Path, budget: int | None = None) -> ad.AnnData:
+def read_raw_input(file_path: str | Path, budget: int | None = None, layer: str | None = None) -> ad.AnnData:
     """Read raw counts of cells.
 
     Args:
@@ -37,6 +38,7 @@ def read_raw_input(file_path: str | Path, budget: int | None = None) -> ad.AnnDa
             `barcodes.tsv`, or their gzipped successors (`features.tsv.gz`) of 10x version 3.
         budget: bytes that the counts may take in memory, by default a part of the machine's. Larger `.h5ad` and `.zarr`
             are read when needed (X is a dask array of CSR blocks then).
+        layer: the layer with the counts, "raw" for `.raw.X`; by default X.
 
     Returns:
         The cells, X sparse (cells x genes), with unique gene names.
@@ -44,13 +46,16 @@ def read_raw_input(file_path: str | Path, budget: int | None = None) -> ad.AnnDa
     Raises:
         MissingFileError: if the path does not exist.
         InvalidInputError: if it is of another format, or cannot be read.
+        UnknownNameError: if it has no such layer.
         UnsupportedError: if reading it needs a library that is not installed.
     """
     path = Path(file_path)
     check_input(path)
     try:
         with reading(path, "cannot be read"):
-            adata = _read(path, budget)
+            adata = _read(path, budget, layer)
+            if layer is not None and path.suffix.lower() not in (".h5ad", ".zarr"):
+                adata = counts.chosen(adata, layer, str(path))
     except ImportError as error:
         raise UnsupportedError(f"{path}: {error.name} is needed to read this; pip install 'discern[loom]'") from error
     if not adata.var_names.is_unique:
@@ -60,13 +65,13 @@ def read_raw_input(file_path: str | Path, budget: int | None = None) -> ad.AnnDa
     return adata
 
 
-def _read(path: Path, budget: int | None) -> ad.AnnData:
+def _read(path: Path, budget: int | None, layer: str | None) -> ad.AnnData:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)
         if suffix in (".h5ad", ".zarr"):
-            return read_cells(path, budget=budget)
+            return read_cells(path, budget=budget, layer=layer)
         if path.is_dir() and any((path / name).exists() for name in ("matrix.mtx", "matrix.mtx.gz")):
             return _read_mtx(path)
         if path.is_dir() or suffix not in (".h5", ".loom", *_TABLES):

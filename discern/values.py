@@ -70,15 +70,31 @@ def _genes_or_deviation(value: Any) -> str | float:
     raise Refused(f'expected "genes" or a number{bounds}, got {shown(value)}')
 
 
-def _raw_input(value: Any) -> list[str] | dict[str, str | None]:
+def _raw_input(value: Any) -> list[str] | dict[str, Any]:
     paths = list(value) if isinstance(value, list | dict) else []
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise Refused(f"expected a list of paths or {{path: obs column}}, not empty, got {shown(value)}")
     if len(set(paths)) < len(paths):
         raise Refused(f"expected each path once, got {shown(value)}")
-    if isinstance(value, dict) and not all(column is None or isinstance(column, str) for column in value.values()):
-        raise Refused(f"expected the name of an obs column (or null) for each path, got {shown(value)}")
+    for path, source in value.items() if isinstance(value, dict) else ():
+        _check_source(path, source)
     return value
+
+
+def _check_source(path: str, source: Any) -> None:
+    """Check what is said of one input: its batch column, or an object with that and the layer."""
+    options = source if isinstance(source, dict) else {"batch": source}
+    for key in options:
+        if key not in ("batch", "layer"):
+            raise Refused(f"{path}: unknown key {key!r}{nearest(key, ('batch', 'layer'))}", UnknownNameError)
+    batch, layer = options.get("batch"), options.get("layer")
+    if not (batch is None or batch is False or (isinstance(batch, str) and batch)):
+        raise Refused(
+            f"{path}: expected the name of an obs column, null (column batch, if there is one) or false (name of the "
+            f"file), got {shown(batch)}"
+        )
+    if not (layer is None or (isinstance(layer, str) and layer)):
+        raise Refused(f"{path}: expected the name of a layer or null, got {shown(layer)}")
 
 
 def _named(name: Any, kind: str) -> str:
@@ -208,6 +224,12 @@ GenesOrNumber = Annotated[
 GenesOrDeviation = Annotated[
     Any, AfterValidator(_genes_or_deviation), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
 ]
+_BATCH_COLUMN = {"anyOf": [{"type": ["string", "null"]}, {"const": False}]}
+_SOURCE = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"batch": _BATCH_COLUMN, "layer": {"type": ["string", "null"]}},
+}
 RawInput = Annotated[
     Any,
     AfterValidator(_raw_input),
@@ -215,7 +237,7 @@ RawInput = Annotated[
         {
             "anyOf": [
                 {"type": "array", "items": {"type": "string"}, "minItems": 1},
-                {"type": "object", "additionalProperties": {"type": ["string", "null"]}, "minProperties": 1},
+                {"type": "object", "additionalProperties": {"anyOf": [_BATCH_COLUMN, _SOURCE]}, "minProperties": 1},
             ]
         }
     ),

@@ -14,6 +14,7 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 
+from discern.annotation import storable
 from discern.blocks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order, rows_per_block
 from discern.errors import InvalidInputError
 from discern.files import replacing
@@ -196,7 +197,11 @@ def write_blocks(
     if path.suffix not in (".h5ad", ".zarr"):
         raise InvalidInputError(f"{path}: expected a name that ends in .h5ad or .zarr")
     header = ad.AnnData(
-        obs=adata.obs.copy(), var=adata.var.copy(), uns=adata.uns, obsm=dict(adata.obsm), varm=dict(adata.varm)
+        obs=storable(adata.obs, path.name, categories=False),
+        var=storable(adata.var, path.name, "var", categories=False),
+        uns=adata.uns,
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
     )
     with replacing(path) as partial, ThreadPoolExecutor(max_workers=available_cpus()) as pool:
         if path.suffix == ".h5ad":

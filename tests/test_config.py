@@ -235,7 +235,7 @@ _BAD_VALUES = [
     ),
     ("input_ds/raw_input", [], InvalidInputError, "input_ds.raw_input: expected a list of paths or {path: obs column}"),
     ("input_ds/raw_input", ["a", "a"], InvalidInputError, "input_ds.raw_input: expected each path once"),
-    ("input_ds/raw_input", {"a": 3}, InvalidInputError, "input_ds.raw_input: expected the name of an obs column"),
+    ("input_ds/raw_input", {"a": 3}, InvalidInputError, "input_ds.raw_input: a: expected the name of an obs column"),
     ("input_ds/raw_input", ..., UnknownNameError, "'input_ds.raw_input' is lacking"),
     ("input_ds/scale/LSN", 0, InvalidInputError, "input_ds.scale.LSN: expected more than 0, got 0"),
     ("input_ds/scale/fixed_scaling/var", "gene", InvalidInputError, 'expected "genes" or a number, got "gene"'),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -18,6 +19,7 @@ from discern.config import load_parameters
 from discern.datasets import lung_cell_lines
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.inspection import choose, describe, survey, write_parameters
+from discern.merging import Source
 from discern.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def test_parameters_fit_the_shipped_files(here: Path) -> None:
     assert experiment["preset"] == "auto"
     assert experiment["input_ds"]["filtering"] == {"min_genes": 400, "min_cells": 3}
     assert parameters.experiments_dir == Path("experiments")
-    assert f"{files[0]}: 274 cells x 28,073 genes, raw counts; batch: the file's name" in said
+    assert f"{files[0]}: 274 cells x 28,073 genes, raw counts; batch: obs column 'batch'" in said
     assert "15,073 genes in common" in said
     layers = experiment["model"]["encoder"]["layers"]
     epochs = experiment["training"]["max_steps"]
@@ -67,7 +69,7 @@ def test_one_file_with_a_batch_column(one_file: Path) -> None:
 
     experiment, reasons = choose(found)
 
-    assert found.columns == {"both.h5ad": "Donor"}
+    assert found.sources == {"both.h5ad": Source("Donor")}
     assert {batch: len(genes) for batch, genes in found.genes_per_cell.items()} == {"good": 60, "poor": 40}
     assert found.reference == "good"
     assert experiment["input_ds"]["raw_input"] == {"both.h5ad": "Donor"}
@@ -133,19 +135,122 @@ def test_parameters_can_be_trained(make_raw_cells: Callable[..., ad.AnnData]) ->
     assert ad.read_h5ad(folder / "projected" / "projected_to_average_batch_good.h5ad").n_obs == 100
 
 
-def test_values_that_are_no_counts(one_file: Path) -> None:
+def test_counts_in_a_layer_are_taken(one_file: Path) -> None:
     cells = ad.read_h5ad(one_file)
     cells.layers["counts"], cells.X = cells.X, np.log1p(cells.X.toarray())
     cells.write_h5ad("logged.h5ad")
 
     said = write_parameters([Path("logged.h5ad")], Path("p.json"))
 
+    assert "logged.h5ad: 100 cells x 30 genes, raw counts in layers['counts']; batch: obs column 'Donor'" in said
+    assert "LOOK: logged.h5ad: X holds no raw counts, layers['counts'] does: it is taken" in said
+    raw_input = load_parameters(Path("p.json")).experiments["logged"]["input_ds"]["raw_input"]
+    assert raw_input == {"logged.h5ad": {"batch": "Donor", "layer": "counts"}}
+    outcome = CliRunner().invoke(cli, ["process", "p.json"])
+    assert outcome.exit_code == 0, outcome.output
+
+
+def test_counts_of_raw_have_its_genes(one_file: Path) -> None:
+    cells = ad.read_h5ad(one_file)
+    logged = cells.copy()
+    logged.X = logged.X.log1p()
+    logged.raw = cells
+    logged[:, :12].write_h5ad("logged.h5ad")
+
+    found = survey([Path("logged.h5ad")])
+
+    assert found.n_genes == 30
+    assert found.sources == {"logged.h5ad": Source("Donor", "raw")}
+
+
+def test_values_that_are_no_counts(one_file: Path) -> None:
+    cells = ad.read_h5ad(one_file)
+    cells.layers["spliced"], cells.X = cells.X, np.log1p(cells.X.toarray())
+    cells.write_h5ad("logged.h5ad")
+
+    said = write_parameters([Path("logged.h5ad")], Path("p.json"))
+
     assert "logged.h5ad: 100 cells x 30 genes, NOT RAW COUNTS" in said
-    assert "no raw counts; layers['counts'] does: save a file that has it as X" in said
+    assert (
+        'no raw counts; layers[\'spliced\'] does: choose with "raw_input": {"logged.h5ad": {"layer": "spliced"}}'
+        in said
+    )
     cells.X = cells.X - 1
     cells.write_h5ad("scaled.h5ad")
-    with pytest.raises(InvalidInputError, match=r"scaled.h5ad: expected raw counts in X, some are negative.*'counts'"):
+    with pytest.raises(InvalidInputError, match=r"scaled.h5ad: expected raw counts in X, some are negative.*'spliced'"):
         survey([Path("scaled.h5ad")])
+    cells.X[:] = 0
+    del cells.layers["spliced"]
+    cells.write_h5ad("empty.h5ad")
+    with pytest.raises(InvalidInputError, match=r"empty.h5ad: expected raw counts, all are 0"):
+        survey([Path("empty.h5ad")])
+
+
+def _study(make_raw_cells: Callable[..., ad.AnnData], file: str, batch: list[str | None] | None, seed: int) -> Path:
+    cells = make_raw_cells({"x": 40}, seed=seed)
+    del cells.obs["batch"]
+    if batch is not None:
+        cells.obs["batch"] = pd.Categorical(batch)
+    cells.write_h5ad(file)
+    return Path(file)
+
+
+def test_batches_of_one_name_in_two_files_are_told_apart(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    files = [_study(make_raw_cells, f"study{name}.h5ad", ["0", "1"] * 20, seed) for seed, name in enumerate("AB")]
+
+    said = write_parameters(files, Path("p.json"))
+
+    assert (
+        "LOOK: obs column 'batch' has the same names '0', '1' in studyA.h5ad and studyB.h5ad: the file's name" in said
+    )
+    raw_input = load_parameters(Path("p.json")).experiments["studyA_studyB"]["input_ds"]["raw_input"]
+    assert raw_input == {"studyA.h5ad": False, "studyB.h5ad": False}
+    outcome = CliRunner().invoke(cli, ["process", "p.json"])
+    assert outcome.exit_code == 0, outcome.output
+    obs = ad.read_h5ad("experiments/studyA_studyB/processed_data/concatenated_data.h5ad").obs
+    assert set(obs["batch"]) == {"studyA", "studyB"}
+    assert set(obs["batch_original"]) == {"0", "1"}
+
+
+def test_batches_of_different_names_are_taken(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    files = [
+        _study(make_raw_cells, "a.h5ad", ["a1", "a2"] * 20, 0),
+        _study(make_raw_cells, "b.h5ad", ["b1"] * 40, 1),
+        _study(make_raw_cells, "c.h5ad", None, 2),
+    ]
+
+    found = survey(files)
+
+    assert list(found.genes_per_cell) == ["a1", "a2", "b1", "c"]
+    assert choose(found)[0]["input_ds"]["raw_input"] == ["a.h5ad", "b.h5ad", "c.h5ad"]
+    assert found.notes == []
+
+
+def test_a_batch_column_with_missing_values_is_left_aside_and_told(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    files = [
+        _study(make_raw_cells, "a.h5ad", [None, *["a1", "a2"] * 19, "a1"], 0),
+        _study(make_raw_cells, "b.h5ad", ["b1", "b2"] * 20, 1),
+    ]
+
+    said = write_parameters(files, Path("p.json"))
+
+    assert (
+        "LOOK: a.h5ad: obs column 'batch' is not taken as the batch, the file's name is: 1 of 40 cells have no" in said
+    )
+    raw_input = load_parameters(Path("p.json")).experiments["a_b"]["input_ds"]["raw_input"]
+    assert raw_input == {"a.h5ad": False, "b.h5ad": "batch"}
+
+
+def test_names_of_genes_are_told_as_process_tells_them(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    files = [_study(make_raw_cells, f"{name}.h5ad", None, seed) for seed, name in enumerate("ab")]
+    cells = ad.read_h5ad("b.h5ad")
+    cells.var_names = cells.var_names.str.upper()
+    cells.var["symbol"] = ad.read_h5ad("a.h5ad").var_names
+    cells.write_h5ad("b.h5ad")
+
+    said = write_parameters(files, Path("p.json"))
+
+    assert "genes are matched by names of a.h5ad, var 'symbol' of b.h5ad: 30 in common" in said
 
 
 def test_mistakes_write_nothing(one_file: Path, make_raw_cells: Callable[..., ad.AnnData]) -> None:
@@ -155,12 +260,12 @@ def test_mistakes_write_nothing(one_file: Path, make_raw_cells: Callable[..., ad
     output = Path("p.json")
 
     for files, options, error, message in (
-        ([one_file, Path("other.h5ad")], {}, InvalidInputError, r"other.h5ad: has no gene in common with both.h5ad"),
+        ([one_file, Path("other.h5ad")], {}, InvalidInputError, r"other.h5ad: expected genes in common with both.h5ad"),
         ([Path("other.h5ad")], {}, InvalidInputError, r"expected two batches or more.*--batch-column"),
         ([one_file], {"batch_column": "donor"}, UnknownNameError, r"no file has an obs column 'donor'.*mean 'Donor'"),
         ([one_file], {"reference": "god"}, InvalidInputError, r"there is no batch 'god' .did you mean 'good'"),
         ([Path("absent.h5ad")], {}, MissingFileError, r"absent.h5ad: no such file"),
-        ([one_file, one_file], {}, InvalidInputError, r"expected files of different names"),
+        ([one_file, one_file], {}, InvalidInputError, r"expected inputs of different names"),
     ):
         with pytest.raises(error, match=message):
             write_parameters(files, output, **options)

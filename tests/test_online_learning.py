@@ -41,6 +41,8 @@ PARAMETERS = {"filtering": {"min_genes": 200, "min_cells": 3}, "scale": {"LSN": 
 def raw(golden: Path) -> dict[str, ad.AnnData]:
     """Real raw counts of three batches: half of the Drop-seq cells are new to a model of the rest."""
     celseq2, dropseq = (ad.read_h5ad(golden / "raw" / f"{name}.h5ad") for name in ("celseq2", "dropseq"))
+    for cells in (celseq2, dropseq):
+        del cells.obs["batch"]
     return {"celseq2": celseq2, "dropseq": dropseq[:55].copy(), "new": dropseq[55:].copy()}
 
 

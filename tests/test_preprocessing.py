@@ -108,6 +108,8 @@ def test_inputs_in_memory_are_left_alone(make_raw_cells: Make) -> None:
 
 def test_inputs_by_name_are_batches(make_raw_cells: Make) -> None:
     inputs = {"a": make_raw_cells({"x": 30}), "b": make_raw_cells({"x": 20}, seed=1)}
+    for cells in inputs.values():
+        del cells.obs["batch"]
     recipe = WAERecipe({"input_ds": LAX}, inputs=inputs)
     assert recipe.config["batch_key"] == {"0": "a", "1": "b"}
     by_column = WAERecipe(LAX, inputs=inputs, input_files={"b": "celltype"})

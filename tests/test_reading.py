@@ -11,12 +11,11 @@ import pytest
 from scipy import io as scipy_io
 from scipy import sparse
 
-from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UnsupportedError
-from discern.preprocessing import merge_data_sets, read_raw_input
+from discern.errors import InvalidInputError, MissingFileError
+from discern.preprocessing import read_raw_input
 from discern.reading import dataset_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 COUNTS = np.array([[1, 0, 2], [0, 3, 0]])
@@ -142,74 +141,3 @@ def test_folder_whose_files_disagree(tmp_path: Path) -> None:
 
 def test_name_of_a_dataset() -> None:
     assert dataset_name("raw/celseq2.h5ad") == "celseq2"
-
-
-def test_merge_takes_common_genes_in_the_first_ones_order(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4}, seed=1)
-    first.var["symbol"] = second.var["symbol"] = [f"S{i}" for i in range(30)]
-    second.var["own"] = 1
-    second.obs["celltype"] = "T cell"
-    second = second[:, ::-1][:, :20].copy()
-    untouched = first.copy(), second.copy()
-    merged, batches = merge_data_sets(
-        {"raw/first.h5ad": first, "raw/second.h5ad": second}, {"raw/second.h5ad": "celltype"}
-    )
-    common = [gene for gene in first.var_names if gene in set(second.var_names)]
-    assert list(merged.var_names) == common
-    np.testing.assert_array_equal(merged.X[:5].toarray(), first[:, common].X.toarray())
-    np.testing.assert_array_equal(merged.X[5:].toarray(), second[:, common].X.toarray())
-    assert list(merged.obs["dataset"]) == ["first"] * 5 + ["second"] * 4
-    assert list(merged.obs["batch"]) == ["first"] * 5 + ["T cell"] * 4
-    assert merged.uns["DISCERN"]["batch_key"] == dict(zip("01", ["T cell", "first"], strict=True))
-    assert batches == {0: "T cell", 1: "first"}
-    assert list(merged.var.columns) == ["symbol"]
-    assert merged.obs_names.is_unique
-    for before, after in zip(untouched, (first, second), strict=True):
-        assert (before.X != after.X).nnz == 0
-        pd.testing.assert_frame_equal(before.obs, after.obs)
-
-
-def test_merge_of_different_columns_can_be_written(make_raw_cells: Callable[..., ad.AnnData], tmp_path: Path) -> None:
-    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4})
-    first.obs["doublet"] = [True, False, True, True, False]
-    second.obs["age"] = 3
-    second.obs["celltype"] = pd.Categorical(["NK cell"] * 4)
-    merged, _ = merge_data_sets({"first": first, "second": second}, {})
-    merged.write_h5ad(tmp_path / "merged.h5ad")
-    obs = ad.read_h5ad(tmp_path / "merged.h5ad").obs
-    assert list(obs["doublet"].cat.categories) == ["False", "True"]
-    assert obs["doublet"].isna().sum() == 4
-    assert obs["age"].isna().sum() == 5
-    assert set(obs["celltype"].cat.categories) == {"B cell", "T cell", "NK cell"}
-
-
-def test_merge_without_common_genes_shows_names_of_both(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    first, second = make_raw_cells({"x": 5}), make_raw_cells({"y": 4})
-    second.var_names = [f"ENSG{number}" for number in range(30)]
-    with pytest.raises(InvalidInputError, match=r"b: expected genes in common with a, .*'gene0'.*'ENSG0'"):
-        merge_data_sets({"a": first, "b": second}, {})
-
-
-def test_merge_without_the_batch_column_lists_the_columns(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    with pytest.raises(UnknownNameError, match=r"'bacth'.*did you mean 'batch'.*\['batch', 'celltype'\]"):
-        merge_data_sets({"a": make_raw_cells({"x": 5})}, {"a": "bacth"})
-
-
-def test_merge_refuses_cells_without_batch(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    cells = make_raw_cells({"x": 5})
-    cells.obs["donor"] = [None, "d1", "d1", "d2", None]
-    with pytest.raises(InvalidInputError, match="a: expected the batch of every cell, 2 have none in 'donor'"):
-        merge_data_sets({"a": cells}, {"a": "donor"})
-
-
-def test_merge_refuses_two_files_of_one_name(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    cells = make_raw_cells({"x": 5})
-    with pytest.raises(InvalidInputError, match=r"\['a/c\.h5ad', 'b/c\.h5ad'\] are 'c'; rename them"):
-        merge_data_sets({"a/c.h5ad": cells, "b/c.h5ad": cells}, {})
-
-
-def test_merge_refuses_columns_that_occur_twice(make_raw_cells: Callable[..., ad.AnnData]) -> None:
-    cells = make_raw_cells({"x": 5})
-    cells.obs = pd.concat([cells.obs, cells.obs[["celltype"]]], axis=1)
-    with pytest.raises(UnsupportedError, match=r"more than once: \['celltype'\]"):
-        merge_data_sets({"a": cells}, {})

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern import progress
+from discern.annotation import give_back
 from discern.errors import InvalidInputError
 from discern.evaluation import add_distance
 from discern.functions import sample_counts
@@ -125,6 +126,7 @@ class EncodedCells:
         cells = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=dict(self._obsm))
         if column == "batch" and value and training_cells(cells.obs, value).sum() > 1:
             add_distance(cells, value)
+        give_back(cells)
         return cells
 
     def decoded(self, column: str | None, value: str | None) -> anndata.AnnData:
