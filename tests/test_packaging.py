@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -88,3 +92,43 @@ def test_every_module_has_what_nf_core_asks_for() -> None:
         assert (folder / "meta.yml").read_text().startswith("---\n")
         assert f"process DISCERN_{name.upper()} {{" in (folder / "main.nf").read_text()
         assert f'process "DISCERN_{name.upper()}"' in (folder / "tests" / "main.nf.test").read_text()
+
+
+def _run_module(name: str, folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the commands of a Nextflow module with bash, as Nextflow would with these values."""
+    text = (ROOT / "recipes" / "nf-core" / "discern" / name / "main.nf").read_text()
+    match = re.search(r'script:.*?"""\n(.*?)"""', text, re.DOTALL)
+    assert match is not None
+    commands = re.sub(r"(?<!\\)\$\{(\w+)\}", lambda found: values[found[1]], match[1]).replace("\\$", "$")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euo", "pipefail", "-c", commands]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_commands_of_the_nextflow_modules_reconstruct_the_shipped_cells(tmp_path: Path) -> None:
+    parameters: dict[str, Any] = json.loads((ROOT / "parameters.json").read_text())
+    experiment = parameters["experiments"]["celllines"]
+    experiment["input_ds"]["raw_input"] = ["celseq2.h5ad", "dropseq.h5ad"]
+    experiment["model"]["latent_dim"] = 4
+    experiment["model"]["encoder"]["layers"] = experiment["model"]["decoder"]["layers"] = [8, 8, 8]
+    experiment["training"]["max_steps"] = 1
+    (tmp_path / "mine.json").write_text(json.dumps(parameters))
+    folders = [tmp_path / name / "given" for name in ("process", "train", "project")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (folders[0] / "mine.json").symlink_to(tmp_path / "mine.json")
+    for name in ("celseq2.h5ad", "dropseq.h5ad"):
+        (tmp_path / "process" / name).symlink_to(ROOT / "discern" / "datasets" / name)
+    values = {"prefix": "lung", "args": "", "args2": "", "parameters": "given/mine.json", "experiment": "given/lung"}
+
+    runs = [_run_module("process", tmp_path / "process", values | {"cells": "celseq2.h5ad dropseq.h5ad"})]
+    (tmp_path / "train" / "given" / "lung").symlink_to(tmp_path / "process" / "lung")
+    runs.append(_run_module("train", tmp_path / "train", values))
+    (tmp_path / "project" / "given" / "lung").symlink_to(tmp_path / "train" / "lung")
+    runs.append(_run_module("project", tmp_path / "project", values | {"args": "--metadata batch:celseq2"}))
+
+    assert [run.returncode for run in runs] == [0, 0, 0], [run.stderr for run in runs]
+    assert not (tmp_path / "process" / "lung" / "job").exists()
+    written = [path.name for path in (tmp_path / "project" / "lung" / "projected").glob("*.h5ad")]
+    assert written == ["projected_to_average_batch_celseq2.h5ad"]
