@@ -132,3 +132,8 @@ def test_commands_of_the_nextflow_modules_reconstruct_the_shipped_cells(tmp_path
     assert not (tmp_path / "process" / "lung" / "job").exists()
     written = [path.name for path in (tmp_path / "project" / "lung" / "projected").glob("*.h5ad")]
     assert written == ["projected_to_average_batch_celseq2.h5ad"]
+
+
+def test_pages_install_this_program_and_not_the_other_of_that_name() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        assert not re.search(r"pip install ['\"]?discern(?!-scrna)", page.read_text()), page
