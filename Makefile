@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs clean
+PYTHONS ?= 3.11 3.12 3.13
+TESTS ?=
+TAG ?=
+
+.PHONY: demo test test-slow test-matrix test-lowest lint docs dist release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/discern demo --output demo
@@ -14,6 +18,13 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --runslow
 
+# The tests on each Python of PYTHONS, then with the lowest versions allowed; TESTS="tests/test_io.py" for some of them.
+test-matrix: $(VENV)/.installed-release
+	$(BIN)/python tools/test_matrix.py $(PYTHONS:%=--python %) --lowest $(firstword $(PYTHONS)) -- $(TESTS)
+
+test-lowest: $(VENV)/.installed-release
+	$(BIN)/python tools/test_matrix.py --lowest $(firstword $(PYTHONS)) -- $(TESTS)
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -22,8 +33,23 @@ lint: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+# Wheel and sdist; each installed where nothing else is, and the demo run with it.
+dist: $(VENV)/.installed-release
+	rm -rf dist build/dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	mkdir -p build/dist
+	for file in $(CURDIR)/dist/*; do \
+		$(PYTHON) -m venv --clear build/dist/fresh && build/dist/fresh/bin/pip install --quiet "$$file" && \
+		(cd build/dist && fresh/bin/discern demo --output "demo-$${file##*.}") || exit 1; \
+	done
+
+# Do version, changelog, citation and recipes agree, and is nothing unreleased? TAG=v2.0.0: with this tag too.
+release-check:
+	$(PYTHON) tools/release_check.py $(TAG)
+
 clean:
-	rm -rf $(VENV) docs/_build docs/generated
+	rm -rf $(VENV) build dist docs/_build docs/generated
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -43,4 +69,8 @@ $(VENV)/.installed-lint: pyproject.toml $(VENV)/bin/pip
 
 $(VENV)/.installed-docs: pyproject.toml $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --editable ".[tune]" --group docs
+	touch $@
+
+$(VENV)/.installed-release: pyproject.toml $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --group release
 	touch $@
