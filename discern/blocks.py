@@ -85,13 +85,86 @@ def _csr_nbytes(shape: tuple[int, int], nnz: int, dtype: np.dtype) -> int:
 
 
 def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
-    """Return a block of rows as CSR without stored zeros."""
+    """Return a block of rows as CSR without stored zeros, in the type given, None for its own."""
+    if block.dtype == np.float16:
+        block = block.astype(np.float32)  # scipy knows no float16
     csr = sparse.csr_matrix(block, dtype=dtype)
     if csr.nnz and not csr.data.all():
         if sparse.issparse(block) and np.shares_memory(csr.data, block.data):
             csr = csr.copy()
         csr.eliminate_zeros()
     return csr
+
+
+def canonical(X: Any, source: str) -> Matrix:
+    """Return counts of any kind as CSR of numbers that numpy calculates with, the entries of one place summed.
+
+    Args:
+        X: dense, masked, sparse or dask matrix, (n_cells, n_genes). Not modified.
+        source: how messages call it.
+
+    Returns:
+        A CSR matrix, X itself if it is one already; of a dask array, a dask array of CSR blocks.
+
+    Raises:
+        InvalidInputError: if X holds no real numbers, or some are masked.
+
+    Example:
+        >>> twice = sparse.csr_matrix(([1, 2], [0, 0], [0, 2]), shape=(1, 1))
+        >>> canonical(twice, "cells").data
+        array([3])
+    """
+    dtype = usable_dtype(X.dtype, source)
+    if is_lazy(X):
+        rows = rows_per_block(X.shape[1])
+        is_sparse = sparse.issparse(X._meta)
+        chunks: dict[int, Any] = {1: -1} if is_sparse or max(X.chunks[0], default=0) <= rows else {0: rows, 1: -1}
+        meta = sparse.csr_matrix((0, 0), dtype=dtype)
+        return X.rechunk(chunks).map_blocks(canonical, source, dtype=dtype, meta=meta)
+    if isinstance(X, np.ma.MaskedArray):
+        if (masked := int(np.ma.getmaskarray(X).sum())) > 0:
+            raise InvalidInputError(f"{source}: expected a count of each gene in each cell, {masked} values are masked")
+        X = X.data
+    if not sparse.issparse(X):
+        X, rows = np.asarray(X), rows_per_block(X.shape[1])
+        starts = range(0, max(1, X.shape[0]), rows)
+        return sparse.vstack([as_csr(X[start : start + rows], dtype) for start in starts], format="csr")
+    X = X if X.dtype == dtype else X.astype(dtype)
+    return summed(X if isinstance(X, sparse.csr_matrix) else sparse.csr_matrix(X))
+
+
+def usable_dtype(dtype: np.dtype, source: str) -> np.dtype:
+    """Return the type in which counts of this type are held: of this machine, and known to scipy.
+
+    Raises:
+        InvalidInputError: if they are no real numbers.
+
+    Example:
+        >>> usable_dtype(np.dtype(">f2"), "cells"), usable_dtype(np.dtype(bool), "cells")
+        (dtype('float32'), dtype('uint8'))
+    """
+    if dtype.kind not in "biuf":
+        kind = {"c": "complex numbers", "O": "objects", "M": "dates", "m": "times"}.get(dtype.kind, "text")
+        raise InvalidInputError(f"{source}: expected counts in X, got {kind} ({dtype})")
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+        return np.dtype(np.float32 if dtype.itemsize == 2 else np.float64)
+    return dtype.newbyteorder("=")
+
+
+def summed(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the matrix with one entry for each place, the sum of those that it has; itself if it is so already."""
+    if X.has_canonical_format:
+        return X
+    ordered = sparse.csr_matrix((X.data, X.indices, X.indptr), shape=X.shape, copy=True)
+    ordered.sort_indices()
+    if ordered.has_canonical_format:
+        return ordered
+    if X.dtype.kind in "iu" and X.dtype.itemsize < 4:
+        ordered = ordered.astype(np.int32)
+    ordered.sum_duplicates()
+    return ordered
 
 
 def in_gene_order(X: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -187,14 +260,13 @@ def read_cells(
     try:
         if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
-            adata.X = as_csr(adata.X, adata.X.dtype)
+            adata.X = canonical(adata.X, str(path))
             return adata
         parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
         if "X" not in group:
             raise InvalidInputError(f"{path}: expected a matrix X, found only {sorted(group)}")
         adata = ad.AnnData(**parts)
-        budget = memory_budget() if budget is None else budget
-        adata.X = _read_matrix(group["X"], undo(adata) if undo else None, budget)
+        adata.X = read_matrix(group["X"], str(path), budget, undo(adata) if undo else None)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -205,35 +277,68 @@ def read_cells(
     return adata
 
 
-def _read_matrix(elem: Any, undo: Undo | None, budget: int) -> Matrix:
-    encoding = elem.attrs.get("encoding-type", "array")
-    if encoding in ("csr_matrix", "csc_matrix"):
-        shape = tuple(elem.attrs["shape"])
-        nbytes = _csr_nbytes(shape, elem["data"].shape[0], np.dtype(np.float32))
-        if nbytes <= budget:
-            return read_elem(elem).tocsr()
-        if encoding == "csc_matrix":
-            raise InvalidInputError(
-                f"X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this machine; "
-                "store it by cells (CSR)"
-            )
-        return read_elem_lazy(elem, chunks=(rows_per_block(shape[1]), -1))
+def read_matrix(elem: Any, source: str, budget: int | None = None, undo: Undo | None = None) -> Matrix:
+    """Read a stored matrix as CSR if it fits into memory, else as dask array of CSR blocks.
 
+    Args:
+        elem: HDF5 or zarr, dense or sparse as anndata writes it, also as versions before 0.7 wrote it.
+        source: how messages call the file.
+        budget: bytes that it may take in memory, by default `memory_budget()`.
+        undo: applied to each block of a dense matrix.
+
+    Raises:
+        InvalidInputError: if it holds no counts, or is stored by genes and does not fit into memory.
+    """
+    budget = memory_budget() if budget is None else budget
+    if hasattr(elem, "keys"):
+        return _read_sparse(elem, source, budget)
+    dtype = np.dtype(np.float32) if undo else usable_dtype(elem.dtype, source)
     rows = rows_per_block(elem.shape[1])
     blocks: list[sparse.csr_matrix] = []
     for start in range(0, elem.shape[0], rows):
         block = elem[start : start + rows]
-        blocks.append(as_csr(undo(block) if undo else block, None))
+        blocks.append(as_csr(undo(block) if undo else block, dtype))
         if sum(block.data.nbytes + block.indices.nbytes for block in blocks) > budget / 2:
             break
     else:
-        return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=np.float32)
-    lazy = read_elem_lazy(elem, chunks=(rows, -1))
-    return lazy.map_blocks(
-        lambda block: as_csr(undo(block) if undo else block, None),
-        dtype=np.float32 if undo else elem.dtype,
-        meta=sparse.csr_matrix((0, 0), dtype=np.float32 if undo else elem.dtype),
+        return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=dtype)
+    return read_elem_lazy(elem, chunks=(rows, -1)).map_blocks(
+        lambda block: as_csr(undo(block) if undo else block, dtype),
+        dtype=dtype,
+        meta=sparse.csr_matrix((0, 0), dtype=dtype),
     )
+
+
+def _read_sparse(elem: Any, source: str, budget: int) -> Matrix:
+    encoding = str(elem.attrs.get("encoding-type", elem.attrs.get("h5sparse_format", "")))[:3]
+    if encoding not in ("csr", "csc"):
+        raise InvalidInputError(
+            f"{source}: expected a dense or sparse matrix (CSR or CSC) as X, got {encoding or 'something else'!r}"
+        )
+    n_cells, n_genes = elem.attrs["shape" if "shape" in elem.attrs else "h5sparse_shape"]
+    shape = int(n_cells), int(n_genes)
+    dtype = usable_dtype(elem["data"].dtype, source)
+    nbytes = _csr_nbytes(shape, elem["data"].shape[0], np.dtype(np.float32))
+    if nbytes <= budget:
+        parts = [elem["data"][:].astype(dtype, copy=False)]
+        parts += [_native(elem[name][:]) for name in ("indices", "indptr")]
+        kind = sparse.csr_matrix if encoding == "csr" else sparse.csc_matrix
+        return summed(kind(tuple(parts), shape=shape).tocsr())
+    if encoding == "csc":
+        raise InvalidInputError(
+            f"{source}: X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this "
+            "machine; store it by cells (CSR)"
+        )
+    if dtype != elem["data"].dtype and elem["data"].dtype.kind != "b":
+        raise InvalidInputError(
+            f"{source}: X is stored as {elem['data'].dtype}, which is not read block by block; store it as {dtype}"
+        )
+    lazy = read_elem_lazy(elem, chunks=(rows_per_block(shape[1]), -1))
+    return lazy.map_blocks(canonical, source, dtype=dtype, meta=sparse.csr_matrix((0, 0), dtype=dtype))
+
+
+def _native(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
 
 
 def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:

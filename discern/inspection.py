@@ -19,7 +19,7 @@ from discern.blocks import memory_budget, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.functions import available_cpus, number_of_epochs
-from discern.reading import dataset_name, read_raw_input
+from discern.reading import dataset_name, read_raw_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
         raise InvalidInputError(
             f"expected files of different names, which become the batches: got {names}; rename them"
         )
-    inputs = {str(path): read_raw_input(path) for path in files}
+    inputs = read_raw_inputs(files)
     columns = _batch_columns(inputs, batch_column)
     common = _common_genes(inputs)
     lines, notes, genes_per_cell, n_values = [], [], dict[str, list[np.ndarray]](), 0

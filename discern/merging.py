@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import dask.array
-import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 from scipy import sparse
 
-from discern.blocks import Matrix, as_csr, is_lazy, rows_per_block
+from discern.blocks import Matrix, is_lazy, rows_per_block
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
+from discern.gene_names import only_genes
 from discern.reading import dataset_name
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ def merge_data_sets(raw_inputs: Mapping[str, ad.AnnData], batch_keys: Mapping[st
         UnsupportedError: if a column name occurs twice in an obs.
 
     Example:
+        >>> import numpy as np
         >>> cells = [ad.AnnData(np.ones((2, 2)), var=pd.DataFrame(index=genes)) for genes in (["A", "B"], ["B", "C"])]
         >>> merged = merge_data_sets({"raw/a.h5ad": cells[0], "raw/b.h5ad": cells[1]}, {})
         >>> merged.shape, merged.uns["DISCERN"]["batch_key"]
         ((4, 1), {'0': 'a', '1': 'b'})
     """
+    raw_inputs = {key: only_genes(adata, key) for key, adata in raw_inputs.items()}
     names = {key: dataset_name(key) for key in raw_inputs}
     if len(set(names.values())) < len(names):
         repeated = next(name for name in names.values() if list(names.values()).count(name) > 1)
@@ -117,16 +119,7 @@ def _common_genes(raw_inputs: Mapping[str, ad.AnnData]) -> pd.Index:
 
 def _with_genes(adata: ad.AnnData, genes: pd.Index) -> Matrix:
     X = adata.X
-    if isinstance(X, np.ndarray):
-        X = sparse.vstack([as_csr(block, X.dtype) for block in _row_blocks(X)], format="csr")
-    elif not is_lazy(X):
-        X = X.tocsr()
     return X if adata.var_names.equals(genes) else X[:, adata.var_names.get_indexer(genes)]
-
-
-def _row_blocks(X: np.ndarray) -> list[np.ndarray]:
-    step = rows_per_block(X.shape[1])
-    return [X[start : start + step] for start in range(0, max(1, X.shape[0]), step)]
 
 
 def _stacked(matrices: list[Matrix]) -> Matrix:

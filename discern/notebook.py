@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import keras
-from anndata.utils import make_index_unique
 
 from discern.blocks import track_blocks
 from discern.config import canonical_experiment
@@ -276,7 +275,7 @@ def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
-    """Return what is needed of the cells, shared with `adata`; gene names are made unique."""
+    """Return what is needed of the cells, shared with `adata`."""
     if layer is not None and layer not in adata.layers:
         raise UnknownNameError(
             f"there is no layer {layer!r}{nearest(layer, adata.layers)}; layers: {list(adata.layers)}"
@@ -286,5 +285,4 @@ def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
     counts = adata.X if layer is None else adata.layers[layer]
     if counts is None:
         raise InvalidInputError("expected raw counts in X, there is no X; name the layer that holds them")
-    var = adata.var.set_axis(make_index_unique(adata.var_names.astype(str)))
-    return ad.AnnData(X=counts, obs=adata.obs, var=var)
+    return ad.AnnData(X=counts, obs=adata.obs, var=adata.var)

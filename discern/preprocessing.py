@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget, track_blocks
+from discern.blocks import is_lazy, track_blocks
 from discern.config import canonical_experiment, load_parameters
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.functions import clamp_cpus
+from discern.gene_names import only_genes
 from discern.io import FORMAT
 from discern.merging import batch_key, check_columns, merge_data_sets
-from discern.progress import track
-from discern.reading import read_raw_input
+from discern.reading import read_raw_input, read_raw_inputs
 from discern.statistics import (
     dispersion_record,
     gene_moments,
@@ -91,8 +91,10 @@ class WAERecipe:
             columns = {str(path): column for path, column in input_files.items()}
         if isinstance(inputs, ad.AnnData):
             inputs, columns = {"input": inputs}, {"input": "batch"}
-        elif inputs is None:
-            inputs = _read_all([str(path) for path in input_files or ()])
+        if inputs is not None:
+            inputs = {name: only_genes(adata, name) for name, adata in inputs.items()}
+        else:
+            inputs = read_raw_inputs(input_files or ())
         if not inputs:
             raise InvalidInputError("expected cells: neither inputs, nor input_files, nor input_ds.raw_input has any")
         self.sc_raw = self._merged(inputs, columns)
@@ -417,17 +419,6 @@ def read_process_serialize(job_path: str | Path, with_tfrecords: bool = True) ->
     recipe.dump(job_path)
     if with_tfrecords:
         recipe.dump_tf_records(Path(job_path) / "TF_records")
-
-
-def _read_all(files: Sequence[str]) -> dict[str, ad.AnnData]:
-    """Read all files; what does not fit into memory together is read later."""
-    budget = memory_budget()
-    inputs = {}
-    for file in track(files, "reading"):
-        inputs[file] = read_raw_input(file, budget=budget)
-        if not is_lazy(inputs[file].X):
-            budget -= estimate_csr_nbytes(inputs[file].X)
-    return inputs
 
 
 _META = sparse.csr_matrix((0, 0), dtype=np.float32)
