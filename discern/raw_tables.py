@@ -7,7 +7,6 @@ import gzip
 import io
 import logging
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.errors import InvalidInputError
+from discern.errors import InvalidInputError, UserError
 from discern.gene_names import are_numbers, normal
 
 if TYPE_CHECKING:
@@ -105,6 +104,7 @@ class _Layout:
         names: The column with the names of the rows.
         rows: Names of the first rows.
         first: The first column of values.
+        closed: Whether a separator ends each row.
     """
 
     encoding: str
@@ -115,6 +115,7 @@ class _Layout:
     corner: str
     rows: list[str]
     first: int
+    closed: bool
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -167,17 +168,14 @@ def _layout(path: Path, encoding: str, usual: str) -> _Layout:
     separator, decimal = _separator(path, lines, usual)
     header, *rows = (_fields(line, separator) for line in lines)
     width = len(rows[0])
-    if (
-        all(row[-1] == "" for row in rows)
-        and len(header) in (width, width - 1)
-        and (len(header) < width or header[-1] == "")
-    ):
-        if width > 2:
-            rows, width = [row[:-1] for row in rows], width - 1
-            header = header[:width]
+    closed = width > 2 and all(row[-1] == "" for row in rows) and (len(header) < width or header[-1] == "")
+    if closed:
+        rows, header, width = [row[:-1] for row in rows], header[: width - 1], width - 1
     if len(header) == width - 1:
         header = ["", *header]
-    return _named(path, encoding, separator, decimal, skipped + 1, header, rows)
+    first = _first_column(path, header, rows)
+    names = [row[first - 1] for row in rows]
+    return _Layout(encoding, separator, decimal, skipped + 1, header[first:], header[first - 1], names, first, closed)
 
 
 def _is_heading(comment: str, first: str) -> bool:
@@ -187,29 +185,19 @@ def _is_heading(comment: str, first: str) -> bool:
     )
 
 
-def _named(
-    path: Path, encoding: str, separator: str, decimal: str, skipped: int, header: list[str], rows: list[list[str]]
-) -> _Layout:
-    """Find the column with the names of the rows and check the line with the names of the columns."""
-    if len(set(header[1:])) < len(header) - 1 and len(header) > 3 and all(_is_number(name) for name in header[1:]):
+def _first_column(path: Path, header: list[str], rows: list[list[str]]) -> int:
+    """Return where the values begin, after the names of the rows; check the names of the columns."""
+    repeated = len(set(header[1:])) < len(header) - 1 and len(header) > 3
+    like_a_row = header[0] != "" and re.sub(r"\d+", "0", header[0]) == re.sub(r"\d+", "0", rows[0][0])
+    if (repeated or like_a_row) and all(_is_number(name) for name in header[1:]):
         raise InvalidInputError(
             f"{path}: expected names of cells or genes in the first line, got numbers: {_cut(', '.join(header))}"
         )
-    first = 1
-    numbers = [row[0] for row in rows]
-    if len(header) > 2 and are_numbers(pd.Index(numbers)) and not any(_is_number(row[1]) for row in rows):
-        first = 2
+    numbered = are_numbers(pd.Index([row[0] for row in rows]))
+    if len(header) > 2 and numbered and not any(_is_number(row[1]) for row in rows):
         _LOGGER.warning("%s: the first column numbers the rows; their names are taken from column %r", path, header[1])
-    return _Layout(
-        encoding,
-        separator,
-        decimal,
-        skipped,
-        header[first:],
-        header[first - 1],
-        [row[first - 1] for row in rows],
-        first,
-    )
+        return 2
+    return 1
 
 
 def _fields(line: str, separator: str) -> list[str]:
@@ -268,12 +256,11 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
     parts: list[sparse.csr_matrix] = []
     names: list[str] = []
     at_once = max(16, min(512, _VALUES_AT_ONCE // len(layout.header)))
+    places = [layout.first + place for place in kept.tolist()]
     options: dict[str, Any] = {
         "sep": r"\s+" if layout.separator == " " else layout.separator,
         "header": None,
-        "names": range(layout.first + len(layout.header)),
-        "index_col": False,
-        "usecols": [layout.first - 1, *(layout.first + kept)],
+        "names": range(layout.first + len(layout.header) + layout.closed),
         "skiprows": layout.skipped,
         "encoding": layout.encoding,
         "decimal": layout.decimal,
@@ -282,17 +269,19 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
         "skip_blank_lines": True,
         "skipinitialspace": True,
     }
-    types: defaultdict[int, Any] = defaultdict(lambda: np.float32, {layout.first - 1: str})
+    types = {place: str for place in options["names"] if place not in places}
     try:
         with _opened(path) as file, pd.read_csv(file, dtype=types, chunksize=at_once, **options) as reader:
             for part in reader:
                 names.extend(part[layout.first - 1].str.strip())
-                part = part.drop(columns=layout.first - 1)
-                parts.append(sparse.csr_matrix(part.to_numpy(dtype=np.float32)))
-    except UnicodeDecodeError:
+                values = part[places].to_numpy()
+                if values.dtype.kind not in "iuf":
+                    raise ValueError("not all are numbers")
+                parts.append(sparse.csr_matrix(values, dtype=np.float32))
+    except (UnicodeDecodeError, UserError):
         raise
     except (ValueError, pd.errors.ParserError) as error:
-        raise _not_a_number(path, layout, options["usecols"][1:], options, error) from error
+        raise _not_a_number(path, layout, places, options, error) from error
     rows = np.array(names, dtype=object)
     counts = sparse.vstack(parts, format="csr")
     columns = np.array(layout.header, dtype=object)[kept]
