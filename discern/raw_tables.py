@@ -269,12 +269,14 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
         "skip_blank_lines": True,
         "skipinitialspace": True,
     }
-    types = {place: str for place in options["names"] if place not in places}
+    unwanted = sorted(set(options["names"]) - {layout.first - 1, *places})
     try:
-        with _opened(path) as file, pd.read_csv(file, dtype=types, chunksize=at_once, **options) as reader:
+        # `dtype` would make a Series of each column
+        as_text = {layout.first - 1: str.strip}
+        with _opened(path) as file, pd.read_csv(file, converters=as_text, chunksize=at_once, **options) as reader:
             for part in reader:
-                names.extend(part[layout.first - 1].str.strip())
-                values = part[places].to_numpy()
+                names.extend(part.pop(layout.first - 1))
+                values = part.drop(columns=unwanted).to_numpy() if unwanted else part.to_numpy()
                 if values.dtype.kind not in "iuf":
                     raise ValueError("not all are numbers")
                 parts.append(sparse.csr_matrix(values, dtype=np.float32))
