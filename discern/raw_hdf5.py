@@ -146,8 +146,12 @@ def _column(elem: Any) -> Any:
     values = read_elem(elem)
     categories = elem.attrs.get("categories")
     if isinstance(categories, h5py.Reference):  # anndata 0.7
-        return pd.Categorical.from_codes(values, read_elem(elem.file[categories]))
+        return _categorical(values, read_elem(elem.file[categories]))
     return values
+
+
+def _categorical(codes: np.ndarray, categories: Any) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes.astype(np.int64), pd.Index(categories))
 
 
 def _compound(elem: h5py.Dataset, uns: Any) -> pd.DataFrame:
@@ -162,7 +166,7 @@ def _compound(elem: h5py.Dataset, uns: Any) -> pd.DataFrame:
     for name, values in columns.items():
         if f"{name}_categories" in uns and values.dtype.kind in "iu":
             categories = [_text(value) for value in np.atleast_1d(uns[f"{name}_categories"][()])]
-            columns[name] = pd.Categorical.from_codes(values.tolist(), categories)
+            columns[name] = _categorical(values, categories)
     frame = pd.DataFrame(columns)
     return frame.set_index(frame.columns[0]).rename_axis(None)
 

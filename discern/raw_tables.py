@@ -1,4 +1,4 @@
-"""Raw counts from tables of text: which way round they are and what separates the columns follows from their content."""
+"""Raw counts from tables of text, whose separator and direction follow from their content."""
 
 from __future__ import annotations
 
@@ -275,7 +275,8 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
         as_text = {layout.first - 1: str.strip}
         with _opened(path) as file, pd.read_csv(file, converters=as_text, chunksize=at_once, **options) as reader:
             for part in reader:
-                names.extend(part.pop(layout.first - 1))
+                names.extend(part[layout.first - 1])
+                del part[layout.first - 1]
                 values = part.drop(columns=unwanted).to_numpy() if unwanted else part.to_numpy()
                 if values.dtype.kind not in "iuf":
                     raise ValueError("not all are numbers")
@@ -307,7 +308,7 @@ def _value_columns(path: Path, layout: _Layout, turned: bool) -> np.ndarray:
     one_sample = [name for name, plain in zip(layout.header, names, strict=True) if plain in _ONE_SAMPLE]
     if one_sample and not turned:
         raise InvalidInputError(
-            f"{path}: expected a column for each cell, columns {', '.join(one_sample)} are those of one sample's result "
+            f"{path}: expected a column for each cell, columns {', '.join(one_sample)} are of one sample's result "
             "(kallisto, RSEM, salmon); make one table of the counts of all cells"
         )
     out = [bool(_SUMMARY.fullmatch(name)) if turned else plain in _NO_CELLS
@@ -331,7 +332,7 @@ def _cells_are_rows(path: Path, layout: _Layout, genes: Collection[str]) -> bool
     if max(shares) > 0 and max(shares) > 2 * min(shares):
         turned, why = shares[1] > shares[0], "as the genes of the other inputs say"
     else:
-        score = _looks_like_genes(header[:2000]) - _looks_like_genes(layout.rows)
+        score = _looks_like_genes(header[:: 1 + len(header) // 2000]) - _looks_like_genes(layout.rows)
         corner = normal(layout.corner)
         score += (corner in _CELL_CORNERS) - (corner in _GENE_CORNERS)
         turned, why = score > 0, "as their names look"
@@ -355,19 +356,19 @@ def _looks_like_genes(names: Sequence[str]) -> float:
 
     Example:
         >>> _looks_like_genes(["ENSG00000000003", "GAPDH"]), _looks_like_genes(["AAACCTGAGAAACCAT-1", "A1", "17"])
-        (1.0, -0.83...)
+        (1.0, -1.0)
     """
-    if not names:
-        return 0.0
-    points = 0.0
+    genes = cells = 0
     for name in names:
         if _NUMBER.fullmatch(name):
-            points -= 0.5
+            cells += 1
         elif _GENE_NAME.fullmatch(name):
-            points += 1
+            genes += 1
         elif _CELL_NAME.fullmatch(name):
-            points -= 1
-    return points / len(names)
+            cells += 1
+    known = genes + cells
+    # A tenth of names that are known is enough: most genes have none that only a gene can have.
+    return (genes - cells) / known * min(1.0, 10 * known / len(names)) if known else 0.0
 
 
 def _not_a_number(

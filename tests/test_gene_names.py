@@ -79,7 +79,7 @@ def test_every_kind_of_matrix_in_memory(X: Any) -> None:
 
 def test_matrices_without_counts_are_refused() -> None:
     masked = np.ma.masked_array(COUNTS, mask=COUNTS == 3)
-    with pytest.raises(InvalidInputError, match="here: .* 1 values are masked"):
+    with pytest.raises(InvalidInputError, match=r"here: .* 1 values are masked"):
         only_genes(_cells(["A", "B", "C"], X=masked), "here")
     with pytest.raises(InvalidInputError, match="here: expected counts in X, got complex numbers"):
         only_genes(_cells(["A", "B", "C"], X=COUNTS * 1j), "here")

@@ -109,6 +109,13 @@ def test_rows_that_are_cells_are_found_out_and_said(
     assert "are taken as cells" in caplog.text
 
 
+def test_a_few_names_that_only_genes_have_are_enough(tmp_path: Path) -> None:
+    genes = [*["AAAS", "AACS", "ABAT", "ABCB7", "ACLY", "ADAR", "AGL", "AHR", "AIP"], "GAPDH"]
+    counts = pd.DataFrame(np.arange(30).reshape(10, 3), index=genes, columns=["D28.1_x", "D28.1_y", "D30.5_z"])
+    counts.T.to_csv(tmp_path / "c.csv")
+    _assert_is(read_raw_input(tmp_path / "c.csv"), counts)
+
+
 def test_names_that_tell_nothing_are_taken_as_documented_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +175,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("text, message", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_no_table_of_counts_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(InvalidInputError, match=rf"c\.csv: .*{message}") as caught:
