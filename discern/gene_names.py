@@ -14,7 +14,7 @@ from discern.blocks import canonical
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,11 +47,27 @@ _OTHER_KINDS = {
     *("peaks", "peak", "atac", "chromatin accessibility", "crispr guide capture", "crispr", "guide", "custom"),
     *("multiplexing capture", "antigen capture", "cell multiplexing oligo", "cmo", "hashtag", "vdj"),
 }
+_BYTES = re.compile(r"b'.*'")
 _WHOLE = re.compile(r"\d+\.0")
 _MADE_UNIQUE = re.compile(r"(.+)[-.]\d+")
 _DATE = re.compile(
     r"\d{1,2}-(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)|(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)-\d{1,2}", re.IGNORECASE
 )
+
+_GENE_NAME = re.compile(
+    r"ENS[A-Z]{0,6}[GT]\d{6,}(\.\d+)?(_PAR_Y)?|FBgn\d{4,}|WBGene\d{4,}|AT[1-5CM]G\d{5}|[NX][MR]_\d+(\.\d+)?|LOC\d{3,}|"
+    r"gene[-_. ]?\d+|MT-\w+|RP[LS]\d+[A-Z]?|RPLP\d|HLA[-.]\w+|KRT\d+|HIST\d\w+|IG[HKL][VDJC]\w*|TR[ABGD][VDJC]\w*|"
+    r"HOX[ABCD]\d+|COL\d+A\d+|IL\d+R?\w*|CCL\d+|CXC[LR]\d+|CD\d+[A-Z]?\d?|ERCC-\d+|ZNF\d+|SLC\d+A\d+|"
+    r"ACTB|GAPDH|MALAT1|B2M|TMSB4X|EEF1A1|FT[LH]1?|XIST|LYZ|MS4A1|GNLY|NKG7|INS|GCG|SST|PPY|ALB|TP53|MYC|EPCAM|PTPRC|VIM|NEAT1|UBC|"
+    r"TMSB10|TPT1|FAU|JUN|FOS|PPIA|TUBA1A|TUBB|ACTG1|S100A\d+|APOE|LST1|PPBP|PF4|GFAP|SOX\d+|PAX\d+|GATA\d",
+    re.IGNORECASE,
+)
+_CELL_NAME = re.compile(
+    r"(.*[_.:#|-])?[ACGTN]{8,}([-_.]\w+)*|[A-P]0?\d{1,2}|.*[_.-][A-P]\d{1,2}|cell[-_. ]?\d+.*|[SED]RR\d+\w*|GSM\d+.*|"
+    r"(well|barcode|bc|sample|plate)[-_. ]?\d+.*",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"\d+")
 
 
 def normal(name: object) -> str:
@@ -86,6 +102,8 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
         >>> only_genes(ad.AnnData(np.ones((1, 3)), var=var), "cells").var_names.to_list()
         ['E1', 'B', 'E3']
     """
+    if not adata.n_vars:
+        raise InvalidInputError(f"{source}: expected genes, there are none")
     kept = _genes(adata.var, source)
     ids = _ids(adata.var)
     names = _names(adata.var_names, source)
@@ -158,6 +176,26 @@ def named_by_column(var: pd.DataFrame, source: str) -> pd.DataFrame:
     return var.set_axis(pd.Index(names), axis=0)
 
 
+def look_like_genes(names: Sequence[str]) -> float:
+    """Return how far names look like those of genes: 1 if all do, -1 if all look like those of cells.
+
+    Example:
+        >>> look_like_genes(["ENSG00000000003", "GAPDH"]), look_like_genes(["AAACCTGAGAAACCAT-1", "A1", "17"])
+        (1.0, -1.0)
+    """
+    genes = cells = 0
+    for name in names:
+        if _NUMBER.fullmatch(name):
+            cells += 1
+        elif _GENE_NAME.fullmatch(name):
+            genes += 1
+        elif _CELL_NAME.fullmatch(name):
+            cells += 1
+    known = genes + cells
+    # A tenth of names that are known is enough: most genes have none that only a gene can have.
+    return (genes - cells) / known * min(1.0, 10 * known / len(names)) if known else 0.0
+
+
 def _counts_only(names: pd.Index) -> bool:
     """Whether names are places in this matrix, or in a larger one of which some genes are left."""
     text = names.astype(str)
@@ -204,6 +242,8 @@ def _ids(var: pd.DataFrame) -> np.ndarray | None:
 
 def _names(index: pd.Index, source: str) -> np.ndarray:
     names = np.array([str(name).strip() for name in index], dtype=object)
+    if len(names) and all(_BYTES.fullmatch(name) for name in names):
+        names = np.array([name[2:-1] for name in names], dtype=object)
     if len(names) and all(_WHOLE.fullmatch(name) for name in names):
         _LOGGER.info("%s: names of genes like %s are read as the whole numbers that they are", source, names[0])
         names = np.array([name[:-2] for name in names], dtype=object)

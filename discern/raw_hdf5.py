@@ -16,7 +16,7 @@ from scipy import sparse
 
 from discern.blocks import as_csr, read_matrix, rows_per_block, summed, usable_dtype
 from discern.errors import InvalidInputError
-from discern.gene_names import ID_COLUMNS, SYMBOL_COLUMNS, are_numbers, column_of, named_by_column
+from discern.gene_names import ID_COLUMNS, SYMBOL_COLUMNS, are_numbers, column_of, look_like_genes, named_by_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,11 @@ def read_hdf5(path: Path, budget: int | None) -> ad.AnnData:
     Raises:
         InvalidInputError: if it is none of AnnData, 10x and loom.
     """
-    with h5py.File(path, "r") as file:
+    try:
+        opened = h5py.File(path, "r")
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: it is truncated or damaged; download or copy it again ({error})") from error
+    with opened as file:
         if "obs" in file and "var" in file:
             return read_anndata(file, path, budget)
         if isinstance(file.get("matrix"), h5py.Dataset):
@@ -92,6 +96,12 @@ def read_anndata(group: Any, path: Path, budget: int | None) -> ad.AnnData:
         raise InvalidInputError(
             f"{path}: expected X of {len(obs)} cells x {len(var)} genes as obs and var say, got "
             f"{' x '.join(map(str, X.shape))}"
+        )
+    sample = 1 + len(obs) // 2000
+    if look_like_genes(list(obs.index[::sample])) > 0.5 and look_like_genes(list(var.index[:2000])) <= 0:
+        _LOGGER.warning(
+            "%s: the cells have names like those of genes (%s, ...), the genes names like %s; are they exchanged?",
+            *(path, obs.index[0], var.index[0] if len(var) else "none"),
         )
     marks: dict[str, Any] = {mark: {} for mark in _MARKS if "uns" in group and mark in group["uns"]}
     return ad.AnnData(X=X, obs=obs, var=named_by_column(var, str(path)), uns=marks)

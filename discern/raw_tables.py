@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from discern.errors import InvalidInputError, UserError
-from discern.gene_names import are_numbers, normal
+from discern.gene_names import are_numbers, look_like_genes, normal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -53,20 +53,6 @@ _SUMMARY = re.compile(
     r"__(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)|N_(unmapped|multimapping|noFeature|ambiguous)",
     re.IGNORECASE,
 )
-_GENE_NAME = re.compile(
-    r"ENS[A-Z]{0,6}[GT]\d{6,}(\.\d+)?(_PAR_Y)?|FBgn\d{4,}|WBGene\d{4,}|AT[1-5CM]G\d{5}|[NX][MR]_\d+(\.\d+)?|LOC\d{3,}|"
-    r"gene[-_. ]?\d+|MT-\w+|RP[LS]\d+[A-Z]?|RPLP\d|HLA[-.]\w+|KRT\d+|HIST\d\w+|IG[HKL][VDJC]\w*|TR[ABGD][VDJC]\w*|"
-    r"HOX[ABCD]\d+|COL\d+A\d+|IL\d+R?\w*|CCL\d+|CXC[LR]\d+|CD\d+[A-Z]?\d?|ERCC-\d+|ZNF\d+|SLC\d+A\d+|"
-    r"ACTB|GAPDH|MALAT1|B2M|TMSB4X|EEF1A1|FT[LH]1?|XIST|LYZ|MS4A1|GNLY|NKG7|INS|GCG|SST|PPY|ALB|TP53|MYC|EPCAM|PTPRC|VIM|NEAT1|UBC|"
-    r"TMSB10|TPT1|FAU|JUN|FOS|PPIA|TUBA1A|TUBB|ACTG1|S100A\d+|APOE|LST1|PPBP|PF4|GFAP|SOX\d+|PAX\d+|GATA\d",
-    re.IGNORECASE,
-)
-_CELL_NAME = re.compile(
-    r"(.*[_.:#|-])?[ACGTN]{8,}([-_.]\w+)*|[A-P]0?\d{1,2}|.*[_.-][A-P]\d{1,2}|cell[-_. ]?\d+.*|[SED]RR\d+\w*|GSM\d+.*|"
-    r"(well|barcode|bc|sample|plate)[-_. ]?\d+.*",
-    re.IGNORECASE,
-)
-_NUMBER = re.compile(r"\d+")
 
 
 def read_table(path: Path, suffix: str, genes: Collection[str] = ()) -> ad.AnnData:
@@ -221,7 +207,7 @@ def _separator(path: Path, lines: list[str], usual: str) -> tuple[str, str]:
         rows = [_fields(line, separator) for line in lines[1:]]
         if len(rows[0]) < 2:
             continue
-        for decimal in (".", ",") if separator != "," else (".",):
+        for decimal in (".",) if separator == "," else (".", ","):
             numbers = sum(_is_number(field, decimal) and field != "" for row in rows for field in row[1:])
             if numbers > most:
                 best, most = (separator, decimal), numbers
@@ -230,6 +216,11 @@ def _separator(path: Path, lines: list[str], usual: str) -> tuple[str, str]:
         raise InvalidInputError(
             f"{path}: expected columns separated by tab, comma, semicolon or blanks, the first lines are: "
             f"{_cut(lines[0])!r} and {_cut(lines[1])!r}"
+        )
+    commas = [field for line in lines[1:] for field in _fields(line, separator)[1:] if "," in field]
+    if decimal == "," and all(re.fullmatch(r"\d{1,3}(,\d{3})+", field) for field in commas):
+        raise InvalidInputError(
+            f"{path}: expected plain numbers, {commas[0]!r} is a thousand or a fraction; write it without comma"
         )
     widths = [len(_fields(line, separator)) for line in lines]
     for number, width in enumerate(widths[1:], start=2):
@@ -332,7 +323,8 @@ def _cells_are_rows(path: Path, layout: _Layout, genes: Collection[str]) -> bool
     if max(shares) > 0 and max(shares) > 2 * min(shares):
         turned, why = shares[1] > shares[0], "as the genes of the other inputs say"
     else:
-        score = _looks_like_genes(header[:: 1 + len(header) // 2000]) - _looks_like_genes(layout.rows)
+        columns_look = 0.0 if are_numbers(pd.Index(header)) else look_like_genes(header[:: 1 + len(header) // 2000])
+        score = columns_look - look_like_genes(layout.rows)
         corner = normal(layout.corner)
         score += (corner in _CELL_CORNERS) - (corner in _GENE_CORNERS)
         turned, why = score > 0, "as their names look"
@@ -349,26 +341,6 @@ def _cells_are_rows(path: Path, layout: _Layout, genes: Collection[str]) -> bool
             *(path, layout.rows[0], header[0] if header else "", why),
         )
     return turned
-
-
-def _looks_like_genes(names: Sequence[str]) -> float:
-    """Return how far names look like those of genes: 1 if all do, -1 if all look like those of cells.
-
-    Example:
-        >>> _looks_like_genes(["ENSG00000000003", "GAPDH"]), _looks_like_genes(["AAACCTGAGAAACCAT-1", "A1", "17"])
-        (1.0, -1.0)
-    """
-    genes = cells = 0
-    for name in names:
-        if _NUMBER.fullmatch(name):
-            cells += 1
-        elif _GENE_NAME.fullmatch(name):
-            genes += 1
-        elif _CELL_NAME.fullmatch(name):
-            cells += 1
-    known = genes + cells
-    # A tenth of names that are known is enough: most genes have none that only a gene can have.
-    return (genes - cells) / known * min(1.0, 10 * known / len(names)) if known else 0.0
 
 
 def _not_a_number(

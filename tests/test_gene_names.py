@@ -50,6 +50,10 @@ def test_whole_numbers_that_became_fractions_are_mended() -> None:
     assert list(only_genes(_cells(["100.0", "A", "2.0"]), "here").var_names) == ["100.0", "A", "2.0"]
 
 
+def test_names_that_were_bytes_are_text() -> None:
+    assert list(only_genes(_cells(["b'A'", "b'B'", "b'C'"]), "here").var_names) == ["A", "B", "C"]
+
+
 def test_features_in_memory_are_treated_as_those_in_files(caplog: pytest.LogCaptureFixture) -> None:
     cells = _cells(["A", "CD3", "C"], feature_types=["Gene Expression", "Antibody Capture", "Gene Expression"])
     cells.obs["batch"] = ["x", "y"]

@@ -257,6 +257,21 @@ def test_hdf5_of_other_programs_is_named(tmp_path: Path, part: str, message: str
         read_raw_input(tmp_path / "c.h5")
 
 
+def test_truncated_file_says_what_to_do(tmp_path: Path) -> None:
+    _cells().write_h5ad(tmp_path / "c.h5ad")
+    (tmp_path / "c.h5ad").write_bytes((tmp_path / "c.h5ad").read_bytes()[:3000])
+    with pytest.raises(InvalidInputError, match=r"c\.h5ad: cannot be read: it is truncated or damaged; download or copy it again"):
+        read_raw_input(tmp_path / "c.h5ad")
+
+
+def test_cells_and_genes_exchanged_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = _cells()
+    cells.obs_names, cells.var_names = ["GAPDH", "ACTB"], ["AAACCTGAG-1", "AAACCTGAC-1", "AAACCTGAT-1"]
+    cells.write_h5ad(tmp_path / "c.h5ad")
+    read_raw_input(tmp_path / "c.h5ad")
+    assert "the cells have names like those of genes (GAPDH, ...)" in caplog.text
+
+
 def test_a_folder_of_samples_names_them(tmp_path: Path) -> None:
     for sample in ("s1", "s2"):
         (tmp_path / sample).mkdir()

@@ -170,6 +170,7 @@ REFUSED = {
     "missing value": (COUNTS.to_csv() + "GENE9,1,NA,3,4\n", "holds 'NA' in row 'GENE9'"),
     "no separator": ("once\nupon\na\ntime\n", "columns separated by tab, comma, semicolon or blanks"),
     "names that do not fit": ("c1,c2,c3,c4,c5\nA,1,2\nB,3,4\n", "a name for each column, the first line has 5 names"),
+    "thousands": ("g\tc1\tc2\nA\t1,234\t2\nB\t3\t4\n", "'1,234' is a thousand or a fraction"),
     "kallisto": ("target_id,length,eff_length,est_counts,tpm\nA,9,9,1,2\nB,9,9,3,4\n", "est_counts, tpm .*one sample"),
     "MatrixMarket": ("%%MatrixMarket matrix coordinate integer general\n1 1 1\n1 1 1\n", "is a MatrixMarket file"),
 }
