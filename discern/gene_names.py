@@ -134,10 +134,10 @@ def are_numbers(names: pd.Index) -> bool:
 
 
 def check_names(inputs: Mapping[str, ad.AnnData]) -> None:
-    """Raise InvalidInputError if genes of several files would be matched by their place.
+    """Raise InvalidInputError if genes of several inputs would be matched by their place.
 
     Args:
-        inputs: cells by path.
+        inputs: cells by path or name.
     """
     for path, adata in inputs.items():
         if len(inputs) > 1 and are_numbers(adata.var_names):
