@@ -45,7 +45,9 @@ def read_hdf5(path: Path, budget: int | None) -> ad.AnnData:
     try:
         opened = h5py.File(path, "r")
     except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: it is truncated or damaged; download or copy it again ({error})") from error
+        raise InvalidInputError(
+            f"{path}: cannot be read: it is truncated or damaged; download or copy it again ({error})"
+        ) from error
     with opened as file:
         if "obs" in file and "var" in file:
             return read_anndata(file, path, budget)

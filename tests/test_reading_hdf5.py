@@ -260,7 +260,9 @@ def test_hdf5_of_other_programs_is_named(tmp_path: Path, part: str, message: str
 def test_truncated_file_says_what_to_do(tmp_path: Path) -> None:
     _cells().write_h5ad(tmp_path / "c.h5ad")
     (tmp_path / "c.h5ad").write_bytes((tmp_path / "c.h5ad").read_bytes()[:3000])
-    with pytest.raises(InvalidInputError, match=r"c\.h5ad: cannot be read: it is truncated or damaged; download or copy it again"):
+    with pytest.raises(
+        InvalidInputError, match=r"c\.h5ad: cannot be read: it is truncated or damaged; download or copy it again"
+    ):
         read_raw_input(tmp_path / "c.h5ad")
 
 
