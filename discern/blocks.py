@@ -22,12 +22,12 @@ import zarr
 from anndata.io import read_elem
 from scipy import sparse
 
-from discern import counts
 from discern.errors import InvalidInputError, MissingFileError
 from discern.foreign import reading, visible
 from discern.progress import track
 from discern.structure import (
     check_compressed,
+    check_matrix,
     check_parts,
     check_shape,
     check_stored_sparse,
@@ -95,13 +95,89 @@ def _csr_nbytes(shape: tuple[int, int], nnz: int, dtype: np.dtype) -> int:
 
 
 def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
-    """Return a block of rows as CSR without stored zeros."""
+    """Return a block of rows as CSR without stored zeros, in the type given, None for its own."""
+    if block.dtype == np.float16:
+        block = block.astype(np.float32)  # scipy knows no float16
     csr = sparse.csr_matrix(block, dtype=dtype)
     if csr.nnz and not csr.data.all():
         if sparse.issparse(block) and np.shares_memory(csr.data, block.data):
             csr = csr.copy()
         csr.eliminate_zeros()
     return csr
+
+
+def canonical(X: Any, source: str) -> Matrix:
+    """Return counts of any kind as CSR of numbers that numpy calculates with, the entries of one place summed.
+
+    Args:
+        X: dense, masked, sparse or dask matrix, (n_cells, n_genes). Not modified.
+        source: how messages call it.
+
+    Returns:
+        A CSR matrix, X itself if it is one already; of a dask array, a dask array of CSR blocks.
+
+    Raises:
+        InvalidInputError: if X holds no real numbers, some are masked, or its parts do not fit together.
+
+    Example:
+        >>> twice = sparse.csr_matrix(([1, 2], [0, 0], [0, 2]), shape=(1, 1))
+        >>> canonical(twice, "cells").data
+        array([3])
+    """
+    dtype = usable_dtype(X.dtype, source)
+    if is_lazy(X):
+        rows = rows_per_block(X.shape[1])
+        is_sparse = sparse.issparse(X._meta)
+        chunks: dict[int, Any] = {1: -1} if is_sparse or max(X.chunks[0], default=0) <= rows else {0: rows, 1: -1}
+        meta = sparse.csr_matrix((0, 0), dtype=dtype)
+        return X.rechunk(chunks).map_blocks(canonical, source, dtype=dtype, meta=meta)
+    if isinstance(X, np.ma.MaskedArray):
+        if (masked := int(np.ma.getmaskarray(X).sum())) > 0:
+            raise InvalidInputError(f"{source}: expected a count of each gene in each cell, {masked} values are masked")
+        X = X.data
+    if sparse.issparse(X):
+        with reading(source, "cannot be used"):
+            check_matrix(X)
+    else:
+        X, rows = np.asarray(X), rows_per_block(X.shape[1])
+        starts = range(0, max(1, X.shape[0]), rows)
+        return sparse.vstack([as_csr(X[start : start + rows], dtype) for start in starts], format="csr")
+    X = X if X.dtype == dtype else X.astype(dtype)
+    return summed(X if isinstance(X, sparse.csr_matrix) else sparse.csr_matrix(X))
+
+
+def usable_dtype(dtype: np.dtype, source: str) -> np.dtype:
+    """Return the type in which counts of this type are held: of this machine, and known to scipy.
+
+    Raises:
+        InvalidInputError: if they are no real numbers.
+
+    Example:
+        >>> usable_dtype(np.dtype(">f2"), "cells"), usable_dtype(np.dtype(bool), "cells")
+        (dtype('float32'), dtype('uint8'))
+    """
+    if dtype.kind not in "biuf":
+        kind = {"c": "complex numbers", "O": "objects", "M": "dates", "m": "times"}.get(dtype.kind, "text")
+        raise InvalidInputError(f"{source}: expected counts in X, got {kind} ({dtype})")
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+        return np.dtype(np.float32 if dtype.itemsize == 2 else np.float64)
+    return dtype.newbyteorder("=")
+
+
+def summed(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the matrix with one entry for each place, the sum of those that it has; itself if it is so already."""
+    if X.has_canonical_format:
+        return X
+    ordered = sparse.csr_matrix((X.data, X.indices, X.indptr), shape=X.shape, copy=True)
+    ordered.sort_indices()
+    if ordered.has_canonical_format:
+        return ordered
+    if X.dtype.kind in "iu" and X.dtype.itemsize < 4:
+        ordered = ordered.astype(np.int32)
+    ordered.sum_duplicates()
+    return ordered
 
 
 def in_gene_order(X: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -173,10 +249,7 @@ def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
 
 
 def read_cells(
-    path: Path,
-    undo: Callable[[ad.AnnData], Undo | None] | None = None,
-    budget: int | None = None,
-    layer: str | None = None,
+    path: Path, undo: Callable[[ad.AnnData], Undo | None] | None = None, budget: int | None = None
 ) -> ad.AnnData:
     """Read an `.h5ad` file or a `.zarr` folder; X becomes CSR in memory if it fits, else a dask array of CSR blocks.
 
@@ -186,12 +259,10 @@ def read_cells(
         path: the file or folder.
         undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
         budget: bytes that X may take in memory, by default `memory_budget()`.
-        layer: the layer that becomes X; "raw" for `.raw.X`, whose genes become var.
 
     Raises:
         MissingFileError: if there is no such file.
         InvalidInputError: if it cannot be read, or has no X.
-        UnknownNameError: if it has no such layer.
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
@@ -200,21 +271,17 @@ def read_cells(
             check_stored_sparse(group)
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
             check_parts({"X": adata.X, "obsm": adata.obsm, "varm": adata.varm, "uns": adata.uns})
-            adata = adata if layer is None else counts.chosen(adata, layer, str(path))
-            adata.X = as_csr(adata.X, adata.X.dtype)
+            adata.X = canonical(adata.X, str(path))
             return adata
-        for name in ("obs", "var"):
+        for name in ("X", "obs", "var"):
             if name not in group:
                 raise InvalidInputError(
                     f"{path}: expected a matrix X, obs and var, found only {[visible(key) for key in sorted(group)]}"
                 )
-        matrix, genes = counts.place(group, layer, path)
-        left_out = () if genes == group["var"] else ("varm",)
-        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group and key not in (*left_out, "var")}
-        check_parts({name: part for name, part in parts.items() if name not in ("obs", "uns")})
-        adata = ad.AnnData(var=read_elem(genes), **parts)
-        budget = memory_budget() if budget is None else budget
-        adata.X = _read_matrix(path, matrix, adata.shape, undo(adata) if undo else None, budget)
+        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
+        check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
+        adata = ad.AnnData(**parts)
+        adata.X = read_matrix(path, group["X"], adata.shape, budget, undo(adata) if undo else None)
     return adata
 
 
@@ -233,24 +300,49 @@ def _opened(path: Path, again: bool = False) -> Iterator[Any]:
             yield group
 
 
-def _read_matrix(path: Path, elem: Any, shape: tuple[int, int], undo: Undo | None, budget: int) -> Matrix:
-    encoding = elem.attrs.get("encoding-type", "array")
+def read_matrix(
+    path: Path, elem: Any, shape: tuple[int, int], budget: int | None = None, undo: Undo | None = None
+) -> Matrix:
+    """Read a stored matrix as CSR if it fits into memory, else as dask array of CSR blocks.
+
+    Args:
+        path: the file that it is in, which blocks are read from later.
+        elem: HDF5 or zarr, dense or sparse as anndata writes it, also as versions before 0.7 wrote it.
+        shape: (n_cells, n_genes), as obs and var say.
+        budget: bytes that it may take in memory, by default `memory_budget()`.
+        undo: applied to each block of a dense matrix.
+
+    Raises:
+        InvalidInputError: if it holds no counts, or is stored by genes and does not fit into memory.
+        ValueError: if its parts do not fit together.
+    """
+    budget = memory_budget() if budget is None else budget
     is_sparse = isinstance(elem, h5py.Group | zarr.Group)
-    if is_sparse and encoding not in ("csr_matrix", "csc_matrix"):
-        raise ValueError(f"X is stored as {encoding!r}, expected csr_matrix, csc_matrix or array")
-    stored = check_shape(elem.attrs["shape"] if is_sparse else elem.shape)
+    encoding = str(elem.attrs.get("encoding-type", elem.attrs.get("h5sparse_format", "")))[:3]
+    if is_sparse and encoding not in ("csr", "csc"):
+        raise InvalidInputError(
+            f"{path}: expected a dense or sparse matrix (CSR or CSC) as X, "
+            f"got {visible(encoding) or 'something else'!r}"
+        )
+    sizes = elem.attrs["shape" if "shape" in elem.attrs else "h5sparse_shape"] if is_sparse else elem.shape
+    stored = check_shape(sizes)
     if stored != shape:
-        raise ValueError(f"X is {stored[0]} x {stored[1]}, but obs has {shape[0]} cells and var {shape[1]} genes")
+        raise InvalidInputError(
+            f"{path}: expected X of {shape[0]} cells x {shape[1]} genes as obs and var say, got "
+            f"{stored[0]} x {stored[1]}"
+        )
     if is_sparse:
-        return _read_sparse(path, elem, shape, encoding == "csr_matrix", budget)
+        return _read_sparse(path, elem, shape, encoding == "csr", budget)
     return _read_dense(path, elem, undo, budget)
 
 
 def _read_sparse(path: Path, elem: Any, shape: tuple[int, int], by_rows: bool, budget: int) -> Matrix:
     data, indices = elem["data"], elem["indices"]
+    dtype = usable_dtype(data.dtype, str(path))
     nbytes = _csr_nbytes(shape, data.shape[0], np.dtype(np.float32))
     if nbytes <= budget:
-        return compressed(data[...], indices[...], elem["indptr"][...], shape, by_rows).tocsr()
+        found = compressed(data[...], indices[...], elem["indptr"][...], shape, by_rows).tocsr()
+        return summed(found.astype(dtype, copy=False))
     if not by_rows:
         raise InvalidInputError(
             f"{path}: X is stored by genes (CSC) and takes {nbytes / 1e9:.1f} GB, too much for the memory of this "
@@ -261,8 +353,7 @@ def _read_sparse(path: Path, elem: Any, shape: tuple[int, int], by_rows: bool, b
         raise ValueError(f"X: data, indices and indptr have {data.shape}, {indices.shape} and {elem['indptr'].shape}")
     indptr = elem["indptr"][...]
     check_compressed(shape, indptr, data.shape[0])
-    dtype = np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
-    return _lazy(functools.partial(_sparse_rows, path, elem.name, indptr, shape[1]), shape, dtype)
+    return _lazy(functools.partial(_sparse_rows, path, elem.name, indptr, shape[1], dtype), shape, dtype)
 
 
 def _lazy(read: Callable[..., sparse.csr_matrix], shape: tuple[int, int], dtype: np.dtype) -> Matrix:
@@ -274,35 +365,37 @@ def _lazy(read: Callable[..., sparse.csr_matrix], shape: tuple[int, int], dtype:
     )
 
 
-def _sparse_rows(path: Path, name: str, indptr: np.ndarray, n_genes: int, block_info: Any = None) -> sparse.csr_matrix:
+def _sparse_rows(
+    path: Path, name: str, indptr: np.ndarray, n_genes: int, dtype: np.dtype, block_info: Any = None
+) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
     first, last = indptr[start], indptr[stop]
     with _opened(path, again=True) as group:
         elem = group[name]
         data, indices = elem["data"][first:last], elem["indices"][first:last]
-        return compressed(data, indices, indptr[start : stop + 1] - first, (stop - start, n_genes))
+        found = compressed(data, indices, indptr[start : stop + 1] - first, (stop - start, n_genes))
+        return summed(found.astype(dtype, copy=False))
 
 
-def _dense_rows(path: Path, name: str, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:
+def _dense_rows(path: Path, name: str, dtype: np.dtype, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
     with _opened(path, again=True) as group:
         block = group[name][start:stop]
-    return as_csr(undo(block) if undo else block, None)
+    return as_csr(undo(block) if undo else block, dtype)
 
 
 def _read_dense(path: Path, elem: Any, undo: Undo | None, budget: int) -> Matrix:
-    check_values(elem)
+    dtype = np.dtype(np.float32) if undo else usable_dtype(elem.dtype, str(path))
     rows = rows_per_block(elem.shape[1])
     blocks: list[sparse.csr_matrix] = []
     for start in range(0, elem.shape[0], rows):
         block = elem[start : start + rows]
-        blocks.append(as_csr(undo(block) if undo else block, None))
+        blocks.append(as_csr(undo(block) if undo else block, dtype))
         if sum(block.data.nbytes + block.indices.nbytes for block in blocks) > budget / 2:
             break
     else:
-        return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=np.float32)
-    dtype = np.dtype(np.float32) if undo else elem.dtype
-    return _lazy(functools.partial(_dense_rows, path, elem.name, undo), elem.shape, dtype)
+        return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(elem.shape, dtype=dtype)
+    return _lazy(functools.partial(_dense_rows, path, elem.name, dtype, undo), elem.shape, dtype)
 
 
 def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from discern.errors import InvalidInputError, MissingFileError, UserError
 
@@ -161,59 +162,50 @@ def check_tree(folder: Path) -> dict[str, int]:
     return sizes
 
 
-class ShortLines:
-    """A binary file for text readers that refuses a line without end, as a tiny compressed file can hold.
+class _ShortLines(io.RawIOBase):
+    """A binary file that refuses a line without end, as a tiny compressed file can hold."""
 
-    Args:
-        handle: the open file, perhaps decompressing.
-    """
-
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: IO[bytes]) -> None:
         self._handle = handle
         self._since = 0
 
-    def read(self, size: int = -1) -> bytes:
-        """Read at most so many bytes, never the whole file at once."""
-        data: bytes = self._handle.read(size if 0 < size < 2**20 else 2**20)
-        last = data.rfind(b"\n")
-        self._since = self._since + len(data) if last < 0 else len(data) - last - 1
-        self._check(self._since)
-        return data
-
     def readable(self) -> bool:
-        """Return True."""
         return True
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Iterate over the lines."""
-        while line := self._handle.readline(_LONGEST_LINE + 1):
-            self._check(len(line))
-            yield line
-
-    @staticmethod
-    def _check(length: int) -> None:
-        if length > _LONGEST_LINE:
+    def readinto(self, buffer: Any) -> int:
+        data = self._handle.read(len(buffer))
+        buffer[: len(data)] = data
+        last = data.rfind(b"\n")
+        self._since = self._since + len(data) if last < 0 else len(data) - last - 1
+        if self._since > _LONGEST_LINE:
             raise ValueError(f"a line of more than {_LONGEST_LINE >> 20} MB")
+        return len(data)
+
+    def close(self) -> None:
+        self._handle.close()
+        super().close()
 
 
-@contextlib.contextmanager
-def open_table(path: Path) -> Iterator[Any]:
-    r"""Open a text file, perhaps gzipped, for `pandas.read_csv`; memory stays bounded whatever it unpacks to.
+def open_text(path: Path) -> io.BufferedReader:
+    r"""Open a text file as bytes, unpacked if it is gzipped, whatever its name; no line is longer than memory.
+
+    Raises:
+        MissingFileError: if nothing is there.
+        InvalidInputError: if it is no ordinary file.
 
     Example:
-        >>> import pandas as pd, tempfile
+        >>> import tempfile
         >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "genes.tsv"
         >>> _ = path.write_text("A\t1\n")
-        >>> with open_table(path) as table:
-        ...     pd.read_csv(table, sep="\t", header=None).shape
-        (1, 2)
+        >>> with open_text(path) as file:
+        ...     file.readline()
+        b'A\t1\n'
     """
     import gzip
 
     check_file(path)
-    with contextlib.ExitStack() as stack:
-        handle: Any = stack.enter_context(path.open("rb"))
-        if path.suffix.lower() == ".gz":
-            handle = stack.enter_context(gzip.GzipFile(fileobj=handle))
-        yield ShortLines(handle)
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    handle = cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")  # noqa: SIM115 (closed with what is returned)
+    return io.BufferedReader(_ShortLines(handle), 2**20)

@@ -21,7 +21,7 @@ from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.files import recover, recover_all, replacing
 from discern.functions import available_cpus, number_of_epochs
 from discern.merging import BatchColumn, Source, batches_of, check_batches, check_names, listed, shared_batches
-from discern.reading import dataset_name, read_raw_input
+from discern.reading import dataset_name, read_raw_inputs
 from discern.structure import check_format, open_hdf5, whole_number
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
     """
     check_names(list(map(str, files)))
     layers = {str(path): counts.suggested(path) for path in files}
-    inputs = {str(path): read_raw_input(path, layer=layers[str(path)]) for path in files}
+    inputs = read_raw_inputs(files, layers=layers)
     columns, notes = _batch_columns(inputs, batch_column)
     batches = {path: batches_of(path, adata.obs, columns[path]) for path, adata in inputs.items()}
     matched = genes.match({path: adata.var for path, adata in inputs.items()})

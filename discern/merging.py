@@ -25,11 +25,12 @@ from discern.annotation import (
     set_aside,
     storable,
 )
-from discern.blocks import Matrix, as_csr, is_lazy, rows_per_block
+from discern.blocks import Matrix, is_lazy, rows_per_block
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
 from discern.foreign import reading
+from discern.gene_names import only_genes
 from discern.reading import dataset_name
-from discern.structure import check_matrix, check_texts
+from discern.structure import check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,15 +116,16 @@ def merge_data_sets(
         UnsupportedError: if a column name occurs twice in an obs or var.
 
     Example:
+        >>> import numpy as np
         >>> cells = [ad.AnnData(np.ones((2, 2)), var=pd.DataFrame(index=genes)) for genes in (["A", "B"], ["B", "C"])]
         >>> merged, batches = merge_data_sets({"raw/a.h5ad": cells[0], "raw/b.h5ad": cells[1]}, {})
         >>> merged.shape, batches
         ((4, 1), {0: 'a', 1: 'b'})
     """
     check_names(raw_inputs)
+    raw_inputs = {key: only_genes(adata, key) for key, adata in raw_inputs.items()}
     for key, adata in raw_inputs.items():
         with reading(key, "cannot be used"):
-            check_matrix(adata.X)
             check_texts(adata.obs, "obs")
             check_texts(adata.var, "var")
     batches = {key: batches_of(key, adata.obs, batch_keys.get(key)) for key, adata in raw_inputs.items()}
@@ -356,16 +358,7 @@ def _same(one: pd.Series, other: pd.Series) -> bool:
 
 def _with_genes(adata: ad.AnnData, columns: np.ndarray) -> Matrix:
     X = adata.X
-    if isinstance(X, np.ndarray):
-        X = sparse.vstack([as_csr(block, X.dtype) for block in _row_blocks(X)], format="csr")
-    elif not is_lazy(X):
-        X = X.tocsr()
     return X if np.array_equal(columns, np.arange(X.shape[1])) else X[:, columns]
-
-
-def _row_blocks(X: np.ndarray) -> list[np.ndarray]:
-    step = rows_per_block(X.shape[1])
-    return [X[start : start + step] for start in range(0, max(1, X.shape[0]), step)]
 
 
 def _stacked(matrices: list[Matrix]) -> Matrix:

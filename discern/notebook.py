@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-from anndata.utils import make_index_unique
 
 from discern import counts
 from discern.blocks import track_blocks
@@ -286,10 +285,9 @@ def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
-    """Return what is needed of the cells, shared with `adata`; gene names are made unique."""
+    """Return what is needed of the cells, shared with `adata`."""
     if adata.isbacked:
         adata = adata.to_memory()
     cells = counts.chosen(adata, layer)
     counts.check("the cells", adata, cells.X, layer)
-    cells.var = cells.var.set_axis(make_index_unique(cells.var_names.astype(str)))
     return cells

@@ -20,15 +20,15 @@ from scipy import sparse
 
 from discern import counts
 from discern.annotation import as_text
-from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget, track_blocks
+from discern.blocks import is_lazy, track_blocks
 from discern.config import canonical_experiment, load_parameters, read_json
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.files import replacing
 from discern.functions import clamp_cpus
+from discern.gene_names import only_genes
 from discern.io import FORMAT, DISCERNData
 from discern.merging import BatchColumn, Source, batch_key, check_columns, merge_data_sets, sources
-from discern.progress import track
-from discern.reading import dataset_name, read_raw_input
+from discern.reading import dataset_name, read_raw_input, read_raw_inputs
 from discern.statistics import (
     dispersion_record,
     gene_moments,
@@ -487,14 +487,9 @@ def read_process_serialize(job_path: str | Path, with_tfrecords: bool = True) ->
 
 def _read_all(wanted: Mapping[str, Source]) -> dict[str, ad.AnnData]:
     """Read all files; what does not fit into memory together is read later."""
-    budget = memory_budget()
-    inputs = {}
-    for file in track(list(wanted), "reading"):
-        layer = wanted[file].layer
-        inputs[file] = read_raw_input(file, budget=budget, layer=layer)
-        counts.check(file, Path(file), inputs[file].X, layer)
-        if not is_lazy(inputs[file].X):
-            budget -= estimate_csr_nbytes(inputs[file].X)
+    inputs = read_raw_inputs(wanted, layers={file: source.layer for file, source in wanted.items()})
+    for file, cells in inputs.items():
+        counts.check(file, Path(file), cells.X, wanted[file].layer)
     return inputs
 
 
@@ -508,7 +503,7 @@ def _chosen(inputs: Mapping[str, ad.AnnData], wanted: Mapping[str, Source]) -> d
     cells = {}
     for key, adata in inputs.items():
         layer = wanted.get(key, Source()).layer
-        cells[key] = counts.chosen(adata, layer, key) if layer is not None else adata
+        cells[key] = only_genes(counts.chosen(adata, layer, key) if layer is not None else adata, key)
         counts.check(key, adata, cells[key].X, layer)
     return cells
 

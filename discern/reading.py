@@ -5,142 +5,176 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-
-import anndata as ad
-import numpy as np
-import pandas as pd
-import scanpy
-from scipy import io as scipy_io
-from scipy import sparse
+from typing import TYPE_CHECKING
 
 from discern import counts
-from discern.blocks import as_csr, read_cells
-from discern.errors import InvalidInputError, UnsupportedError
-from discern.foreign import check_file, check_input, open_table, reading
-from discern.structure import check_header, check_stored_sparse, open_hdf5
+from discern.blocks import estimate_csr_nbytes, is_lazy, memory_budget
+from discern.errors import InvalidInputError
+from discern.foreign import check_input, reading
+from discern.gene_names import check_names, only_genes
+from discern.progress import track
+from discern.raw_hdf5 import read_hdf5, read_zarr
+from discern.raw_mtx import has_mtx, is_mtx, read_mtx
+from discern.raw_tables import TABLES, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    import anndata as ad
 
 _LOGGER = logging.getLogger(__name__)
 
 _SUPPORTED = (
-    ".h5ad, .zarr, .h5 (10x), .loom, .txt/.tsv/.csv (genes x cells, also .gz), "
+    ".h5ad, .zarr, .h5 (10x), .loom, .txt/.tsv/.csv (a table, also .gz), "
     "or a folder with matrix.mtx(.gz) and genes.tsv or features.tsv.gz"
 )
-_TABLES = {".txt": "\t", ".tsv": "\t", ".csv": ","}
-_GENES_AT_ONCE = 512
+_HDF5 = (".h5ad", ".h5", ".hdf5", ".loom")
+_HDF5_START = b"\x89HDF\r\n\x1a\n"
+_ADVICE = {
+    (".rds", ".rdata", ".rda", ".qs"): "an R object; write it as .h5ad in R, e.g. with anndataR::write_h5ad",
+    (".h5seurat",): "a Seurat file; write it as .h5ad in R, e.g. with SeuratDisk::Convert",
+    (".h5mu",): "MuData; save the gene expression alone: mudata['rna'].write_h5ad(...)",
+    (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"): "an archive; unpack it first",
+    (".xls", ".xlsx", ".ods", ".numbers"): "a spreadsheet; save it as .csv (names of genes as text, not dates)",
+    (
+        ".fastq",
+        ".fq",
+        ".bam",
+        ".sam",
+        ".cram",
+        ".sra",
+    ): "reads; count them first, e.g. with cellranger, STARsolo or kallisto",
+    (".npz", ".npy", ".pkl", ".pickle", ".mat", ".parquet", ".feather"): "a matrix without the names of its genes and "
+    "cells; write it as .h5ad",
+    (".results", ".sf"): "the result of one sample (RSEM, salmon); make one table of the counts of all cells",
+}
 
 
-def read_raw_input(file_path: str | Path, budget: int | None = None, layer: str | None = None) -> ad.AnnData:
+def read_raw_input(
+    file_path: str | Path, budget: int | None = None, layer: str | None = None, genes: Collection[str] = ()
+) -> ad.AnnData:
     """Read raw counts of cells.
 
     Args:
-        file_path: `.h5ad`, `.zarr`, `.h5` (10x), `.loom`; a table `.txt`, `.tsv` (tab) or `.csv`, genes x cells,
-            perhaps gzipped; or a folder with `matrix.mtx`, `genes.tsv` (second column: symbol) and perhaps
-            `barcodes.tsv`, or their gzipped successors (`features.tsv.gz`) of 10x version 3.
+        file_path: `.h5ad`, `.zarr`, `.h5` (10x), `.loom`; a table `.txt`, `.tsv` or `.csv`, genes x cells or cells x
+            genes, perhaps gzipped; or `matrix.mtx`, or a folder with it, with `genes.tsv` (id, symbol) and perhaps
+            `barcodes.tsv` beside it, or their gzipped successors (`features.tsv.gz`) of 10x version 3.
         budget: bytes that the counts may take in memory, by default a part of the machine's. Larger `.h5ad` and `.zarr`
             are read when needed (X is a dask array of CSR blocks then).
         layer: the layer with the counts, "raw" for `.raw.X`; by default X.
+        genes: names of genes that other inputs have; they help to find out which way round a table is.
 
     Returns:
-        The cells, X sparse (cells x genes), with unique gene names.
+        The cells with X sparse (cells x genes), obs and var. Each gene has a name of its own, see
+        `discern.gene_names.only_genes`, which also says what is left out.
 
     Raises:
         MissingFileError: if the path does not exist.
         InvalidInputError: if it is of another format, or cannot be read.
         UnknownNameError: if it has no such layer.
-        UnsupportedError: if reading it needs a library that is not installed.
     """
     path = Path(file_path)
     check_input(path)
-    try:
-        with reading(path, "cannot be read"):
-            adata = _read(path, budget, layer)
-            if layer is not None and path.suffix.lower() not in (".h5ad", ".zarr"):
-                adata = counts.chosen(adata, layer, str(path))
-    except ImportError as error:
-        raise UnsupportedError(f"{path}: {error.name} is needed to read this; pip install 'discern[loom]'") from error
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        _LOGGER.info("%s: %d gene names occur more than once, e.g. %s", path, len(repeated), repeated[0])
-        adata.var_names_make_unique()
-    return adata
+    with warnings.catch_warnings(), reading(path, "cannot be read"):
+        warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique", category=UserWarning)
+        return only_genes(_read(path, budget, layer, genes), str(path))
 
 
-def _read(path: Path, budget: int | None, layer: str | None) -> ad.AnnData:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    suffix = suffixes[-1] if suffixes else ""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)
-        if suffix in (".h5ad", ".zarr"):
-            return read_cells(path, budget=budget, layer=layer)
-        if path.is_dir() and any((path / name).exists() for name in ("matrix.mtx", "matrix.mtx.gz")):
-            return _read_mtx(path)
-        if path.is_dir() or suffix not in (".h5", ".loom", *_TABLES):
-            raise InvalidInputError(f"{path}: unknown format; expected {_SUPPORTED}")
-        if suffix == ".h5":
-            with open_hdf5(path, "cannot be read") as group:
-                check_stored_sparse(group)
-            adata = scanpy.read_10x_h5(path)
-        elif suffix == ".loom":
-            with open_hdf5(path, "cannot be read", whole=("row_attrs", "col_attrs", "attrs")):
-                pass
-            adata = ad.io.read_loom(path, sparse=True, X_name="", validate=False)
-        else:
-            return _read_table(path, _TABLES[suffix])
-    adata.X = as_csr(adata.X, adata.X.dtype)
-    return adata
+def read_raw_inputs(
+    files: Iterable[str | Path], budget: int | None = None, layers: Mapping[str, str | None] | None = None
+) -> dict[str, ad.AnnData]:
+    """Read several files whose genes will be matched.
+
+    Args:
+        files: see `read_raw_input`. Tables are read last: the genes of the others say which way round they are.
+        budget: bytes that all counts together may take in memory, by default a part of the machine's.
+        layers: the layer with the counts, by path; X where it says nothing.
+
+    Returns:
+        The cells by path, in the order of the files.
+
+    Raises:
+        UserError: see `read_raw_input`.
+        InvalidInputError: if genes would be matched by their place, for want of names.
+    """
+    paths = list(map(str, files))
+    left = memory_budget() if budget is None else budget
+    layers = layers or {}
+    found: dict[str, ad.AnnData] = {}
+    genes: Collection[str] = ()
+    for path in track(sorted(paths, key=_is_table), "reading"):
+        found[path] = read_raw_input(path, left, layers.get(path), genes)
+        genes = genes or frozenset(found[path].var_names)
+        if not is_lazy(found[path].X):
+            left -= estimate_csr_nbytes(found[path].X)
+    _turn_first_table(found)
+    check_names(found)
+    return {path: found[path] for path in paths}
 
 
-def _read_mtx(folder: Path) -> ad.AnnData:
-    genes = _table_of(folder, "genes.tsv", "features.tsv")
-    if genes is None:
-        raise InvalidInputError(f"{folder}: expected genes.tsv or features.tsv.gz beside matrix.mtx")
-    barcodes = _table_of(folder, "barcodes.tsv")
-    name = "matrix.mtx" if (folder / "matrix.mtx").exists() else "matrix.mtx.gz"
-    check_file(folder / name)
-    check_header(scipy_io.mminfo(folder / name), folder / name)
-    X = sparse.csr_matrix(scipy_io.mmread(folder / name).T)
-    if X.shape[1] != len(genes) or (barcodes is not None and X.shape[0] != len(barcodes)):
-        cells = "any number of" if barcodes is None else len(barcodes)
-        raise InvalidInputError(
-            f"{folder}: expected a matrix of {len(genes)} genes x {cells} cells as the other files say, "
-            f"got {X.shape[1]} x {X.shape[0]}"
-        )
-    var = pd.DataFrame({"gene_ids": genes[0].to_numpy()}, index=pd.Index(genes[min(1, genes.shape[1] - 1)].to_numpy()))
-    obs = pd.DataFrame(index=barcodes[0].to_numpy() if barcodes is not None else _numbers(X.shape[0]))
-    adata = ad.AnnData(X=X, obs=obs, var=var)
-    if genes.shape[1] > 2 and (genes[2] == "Gene Expression").any():
-        adata = adata[:, (genes[2] == "Gene Expression").to_numpy()].copy()
-    return adata
+def _turn_first_table(found: dict[str, ad.AnnData]) -> None:
+    """Read the table again that was read before any genes were known, if they stand in its other direction."""
+    first = next(iter(found), "")
+    genes = frozenset(name for path, adata in found.items() if path != first for name in adata.var_names)
+    if _is_table(first) and genes.isdisjoint(found[first].var_names) and not genes.isdisjoint(found[first].obs_names):
+        found[first] = read_raw_input(first, genes=genes)
 
 
-def _table_of(folder: Path, *names: str) -> pd.DataFrame | None:
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.exists():
-                with open_table(path) as table:
-                    return pd.read_csv(table, sep="\t", header=None, dtype=str, keep_default_na=False)
-    return None
+def _is_table(path: str) -> bool:
+    return Path(path.lower().removesuffix(".gz")).suffix in TABLES
 
 
-def _read_table(path: Path, separator: str) -> ad.AnnData:
-    parts = []
-    names: list[str] = []
-    with (
-        open_table(path) as table,
-        pd.read_csv(table, sep=separator, index_col=0, chunksize=_GENES_AT_ONCE) as reader,
-    ):
-        for part in reader:
-            parts.append(sparse.csr_matrix(part.to_numpy(dtype=np.float32)))
-            names.extend(part.index.astype(str))
-            cells = part.columns.astype(str)
-    if not parts:
-        raise InvalidInputError(f"{path}: expected a table genes x cells, got an empty one")
-    X = sparse.vstack(parts).T.tocsr()
-    return ad.AnnData(X=X, obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=names))
+def _read(path: Path, budget: int | None, layer: str | None, genes: Collection[str]) -> ad.AnnData:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffix = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    if path.is_dir():
+        if suffix == ".zarr":
+            return read_zarr(path, budget, layer)
+        if has_mtx(path):
+            return counts.chosen(read_mtx(path), layer, str(path))
+        raise InvalidInputError(f"{path}: unknown format; expected {_SUPPORTED}{_inside(path)}")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if suffix in _HDF5 and start[:2] == b"\x1f\x8b":
+        raise InvalidInputError(f"{path}: is compressed, which HDF5 files cannot be; unpack it first: gunzip {path}")
+    advice = _advice(suffixes, start)
+    if suffix in _HDF5 or (start == _HDF5_START and not advice):
+        if start != _HDF5_START:
+            raise InvalidInputError(
+                f"{path}: cannot be read as {suffix}: it is no HDF5 file, or damaged at its beginning{advice}; "
+                "download or copy it again"
+            )
+        return read_hdf5(path, budget, layer)
+    if advice or not (is_mtx(path) or suffix in TABLES):
+        raise InvalidInputError(f"{path}: unknown format; expected {_SUPPORTED}{advice}")
+    cells = read_mtx(path) if is_mtx(path) else read_table(path, suffix, genes)
+    return counts.chosen(cells, layer, str(path))
 
 
-def _numbers(count: int) -> pd.Index:
-    return pd.Index([str(number) for number in range(count)])
+def _advice(suffixes: list[str], start: bytes) -> str:
+    """Say what to do with a file of a known format that is not read."""
+    if start[:4] in (b"PK\x03\x04", b"BZh9") or start[:6] == b"\xfd7zXZ\x00":
+        suffixes = [*suffixes, ".xlsx" if ".xlsx" in suffixes else ".zip"]
+    for suffix in reversed(suffixes):
+        for known, words in _ADVICE.items():
+            if suffix in known:
+                return f"; this is {words}"
+    return ""
+
+
+def _inside(folder: Path) -> str:
+    """Say which of the things in a folder could be read."""
+    found = [
+        str(path)
+        for path in sorted(folder.iterdir())
+        if (path.is_dir() and (path.suffix == ".zarr" or has_mtx(path)))
+        or (path.is_file() and dataset_name(path) != path.name.removesuffix(".gz"))
+    ]
+    if (folder / ".zgroup").exists() or (folder / "zarr.json").exists():
+        return f"; this is a zarr folder: its name has to end with .zarr (mv {folder} {folder}.zarr)"
+    if not found:
+        return f"; it holds {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+    return f"; give what is in it: {' '.join(found[:8])}{' ...' if len(found) > 8 else ''}"
 
 
 def dataset_name(path: str | Path) -> str:
@@ -151,6 +185,6 @@ def dataset_name(path: str | Path) -> str:
         ('donor.1', 'pbmc.v2')
     """
     name = Path(path).name
-    for suffix in (".gz", ".h5ad", ".zarr", ".h5", ".loom", *_TABLES):
+    for suffix in (".gz", *_HDF5, ".zarr", ".mtx", *TABLES):
         name = name.removesuffix(suffix)
     return name
