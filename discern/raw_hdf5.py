@@ -17,7 +17,7 @@ from discern import counts
 from discern.blocks import as_csr, read_matrix, rows_per_block, summed, usable_dtype
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.gene_names import ID_COLUMNS, SYMBOL_COLUMNS, are_numbers, column_of, look_like_genes, named_by_column
-from discern.structure import check_hdf5, compressed, open_hdf5, open_zarr
+from discern.structure import check_hdf5, check_shape, compressed, open_hdf5, open_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +193,7 @@ def _read_10x(file: h5py.File, genomes: list[str], path: Path) -> ad.AnnData:
         )
     group = file[genomes[0]]
     features = group.get("features", group)
-    n_genes, n_cells = (int(size) for size in group["shape"][:])
+    n_genes, n_cells = check_shape(group["shape"][:])
     dtype = usable_dtype(group["data"].dtype, str(path))
     data, indices, indptr = (group[name][:] for name in ("data", "indices", "indptr"))
     X = summed(compressed(data, indices, indptr, (n_cells, n_genes)).astype(dtype, copy=False))

@@ -269,7 +269,6 @@ def test_ids_that_two_genes_share_match_none() -> None:
         ("MT-CO1", "MT_CO1"),
         ("Actb", "ACTB"),
         ("ENSG00000146648", "ENSG00000146648.18"),
-        ("A ", "A"),
     ],
 )
 def test_genes_of_nearly_the_same_name_are_told(here: str, there: str) -> None:

@@ -135,7 +135,7 @@ class TestRecipe:
     ) -> None:
         raw["new"][:, 7:].write_h5ad(tmp_path / "new.h5ad")
         if lazy:
-            monkeypatch.setattr("discern.preprocessing.memory_budget", lambda: 0)
+            monkeypatch.setattr("discern.reading.memory_budget", lambda: 0)
         new = OnlineWAERecipe(
             reference, PARAMETERS, input_files=[tmp_path / "new.h5ad"], fill_missing_genes=True
         )().sc_raw
@@ -689,7 +689,7 @@ def test_twice_in_a_row(ours: Path, trained: Path, raw: dict[str, ad.AnnData], t
 
 def test_data_that_does_not_fit_into_memory(ours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("discern.blocks.memory_budget", lambda: 0)
-    monkeypatch.setattr("discern.preprocessing.memory_budget", lambda: 0)
+    monkeypatch.setattr("discern.reading.memory_budget", lambda: 0)
     assert is_lazy(DISCERNData.from_folder(ours, 8).X)
     online_training(ours, trained / "new.h5ad", freeze=False)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern import blocks, preprocessing
+from discern import blocks
 from discern.blocks import estimate_csr_nbytes, is_lazy, iter_blocks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UnsupportedError
 from discern.io import DISCERNData
@@ -39,7 +39,7 @@ def _dense(X: Any) -> np.ndarray:
 @pytest.fixture(params=["memory", "lazy"])
 def golden_recipe(request: pytest.FixtureRequest, golden: Path, monkeypatch: pytest.MonkeyPatch) -> WAERecipe:
     if request.param == "lazy":
-        monkeypatch.setattr(preprocessing, "memory_budget", lambda: 0)
+        monkeypatch.setattr("discern.reading.memory_budget", lambda: 0)
         monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 1500 * 37)
     monkeypatch.chdir(golden)
     recipe = WAERecipe(json.loads((golden / "experiment" / "parameters.json").read_text()))
@@ -155,7 +155,7 @@ def test_counts_that_do_not_fit_into_memory_give_the_same(
         cells.write_h5ad(tmp_path / f"{name}.h5ad")
     files = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
     wanted = WAERecipe(parameters, input_files=files)().sc_raw
-    monkeypatch.setattr(preprocessing, "memory_budget", lambda: estimate_csr_nbytes(cells.X) + 1000)
+    monkeypatch.setattr("discern.reading.memory_budget", lambda: estimate_csr_nbytes(cells.X) + 1000)
     monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 30 * 16)
     recipe = WAERecipe(parameters, input_files=files)
     assert is_lazy(recipe.sc_raw.X)
