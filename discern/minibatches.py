@@ -102,9 +102,17 @@ class Batches:
         numbers = tf.cast(_decoded(genes, tf.uint16 if gene_bytes == 2 else tf.int32), tf.int32)
         labels = tf.ensure_shape(_decoded(codes, tf.int32), records.shape)
         expression = tf.debugging.assert_all_finite(_decoded(values, tf.float32), _DAMAGED)
-        for found, below in ((numbers, self.n_genes), (labels, self.n_labels)):
-            tf.debugging.assert_non_negative(found, _DAMAGED)
-            tf.debugging.assert_less(found, below, _DAMAGED)
+        checks = [
+            check
+            for found, below in ((numbers, self.n_genes), (labels, self.n_labels))
+            for check in (
+                tf.debugging.assert_non_negative(found, _DAMAGED),
+                tf.debugging.assert_less(found, below, _DAMAGED),
+            )
+            if check is not None  # None where it was checked at once
+        ]
+        with tf.control_dependencies(checks):  # before anything looks the numbers up
+            numbers, labels = tf.identity(numbers), tf.identity(labels)
         return self(lengths, numbers, expression, labels, draw)
 
 
