@@ -83,9 +83,9 @@ def normal(name: object) -> str:
 def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
     """Return the counts of the genes alone, as numbers that are fit for use, each gene under a name of its own.
 
-    Features of another kind than genes (`var["feature_types"]`: antibodies, peaks, ...) are left out. Genes whose name
-    others have as well are called by their id (`var["gene_ids"]` and the like), so that they have the same name in
-    every file; without ids they are left out, as are genes without a name.
+    Features of another kind than genes (`var["feature_types"]`: antibodies, peaks, ...) are left out. Of genes with
+    the same name the one with the first id (`var["gene_ids"]` and the like) keeps it, the others are called by their
+    ids, so that they have the same name in every file; without ids all are left out, as are genes without a name.
 
     Args:
         adata: raw counts, (n_cells, n_genes), X of any kind that AnnData holds. Not modified.
@@ -100,7 +100,7 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
     Example:
         >>> var = pd.DataFrame({"gene_ids": ["E1", "E2", "E3"]}, index=["A", "B", "A"])
         >>> only_genes(ad.AnnData(np.ones((1, 3)), var=var), "cells").var_names.to_list()
-        ['E1', 'B', 'E3']
+        ['A', 'B', 'E3']
     """
     if not adata.n_vars:
         raise InvalidInputError(f"{source}: expected genes, there are none")
@@ -260,26 +260,34 @@ def _names(index: pd.Index, source: str) -> np.ndarray:
 def _unique(names: np.ndarray, ids: np.ndarray | None, source: str) -> np.ndarray:
     """Give each gene a name that no other has, "" to those that are left out."""
     index = pd.Index(names, dtype=object)
-    repeated = index.duplicated(keep=False) & (names != "")
-    examples = list(dict.fromkeys(names[repeated]))
+    unclear = index.duplicated(keep=False) | (names == "")
+    symbols = names
     if ids is not None:
-        repeated |= _made_unique(names, ids)
-    unclear = repeated | (names == "")
+        symbols = _before_numbering(names, ids)
+        unclear |= pd.Index(symbols, dtype=object).duplicated(keep=False)
     if not unclear.any():
         return names
     named = np.where(unclear, "", names)
     if ids is not None:
         good = (ids != "") & ~pd.Index(ids, dtype=object).duplicated(keep=False) & ~np.isin(ids, named[named != ""])
-        named = np.where(unclear & good, ids, named)
-        renamed = named != np.where(unclear, "", names)
-        if renamed.any():
+        taken: set[str] = {""}
+        for place in sorted(np.flatnonzero(unclear & good), key=lambda place: ids[place]):
+            named[place] = ids[place] if symbols[place] in taken else symbols[place]
+            taken.add(symbols[place])
+        told = unclear & good & (symbols != "")
+        if told.any():
+            example = symbols[told][0]
+            called = ", ".join(
+                f"{name} ({of})" for name, of in zip(named, ids, strict=True) if of in ids[symbols == example]
+            )
             _LOGGER.info(
-                "%s: %d genes whose names occur more than once, e.g. %s, are called by their ids, e.g. %s",
-                *(source, renamed.sum(), names[renamed][0] or "''", named[renamed][0]),
+                "%s: %d gene names occur more than once; the gene with the first id keeps it, the others are called by "
+                "their ids, e.g. %s",
+                *(source, len(set(symbols[told])), called),
             )
     dropped, nameless = (named == "") & (names != ""), (named == "") & (names == "")
     if dropped.any():
-        lost = list(dict.fromkeys(names[dropped])) or examples
+        lost = list(dict.fromkeys(names[dropped]))
         _LOGGER.warning(
             "%s: %d gene names occur more than once and no id tells them apart, e.g. %s; these %d genes are left out",
             *(source, len(lost), ", ".join(lost[:3]), dropped.sum()),
@@ -289,13 +297,13 @@ def _unique(names: np.ndarray, ids: np.ndarray | None, source: str) -> np.ndarra
     return named
 
 
-def _made_unique(names: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Which names were equal before a number was appended to some: DUP and DUP-1, of different ids."""
+def _before_numbering(names: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return names without the numbers that were appended to those that were equal: of DUP and DUP-1, of other ids."""
     places = {name: place for place, name in enumerate(names)}
-    found = np.zeros(len(names), dtype=bool)
+    symbols = names.copy()
     for place, name in enumerate(names):
         parts = _MADE_UNIQUE.fullmatch(name) if name[-1:].isdigit() else None
         base = places.get(parts[1]) if parts else None
         if base is not None and ids[base] and ids[place] and ids[base] != ids[place] and name != ids[place]:
-            found[[base, place]] = True
-    return found
+            symbols[place] = names[base]
+    return symbols

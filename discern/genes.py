@@ -11,6 +11,7 @@ import pandas as pd
 
 from discern.annotation import as_text
 from discern.errors import InvalidInputError
+from discern.gene_names import ID_COLUMNS, column_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -31,6 +32,7 @@ class Matched:
         columns: For each input, which of its columns they are.
         by: Where they are matched by a column of var: its name.
         keys: What they are matched by.
+        different: Names that stand for genes of different ids; they are left out.
         warnings: What may be wrong with them.
         remarks: What was done.
     """
@@ -39,6 +41,7 @@ class Matched:
     columns: dict[str, np.ndarray]
     by: str | None
     keys: pd.Index
+    different: pd.Index
     warnings: list[str]
     remarks: list[str]
 
@@ -81,6 +84,11 @@ def match(tables: Mapping[str, pd.DataFrame]) -> Matched:
                 f"{len(common):,}"
             )
             keys, common = other, by_column
+    different = common[:0]
+    if not any(keys.values()):
+        different, notes = _of_different_ids(tables, common)
+        remarks += notes
+        common = common[~common.isin(different)]
     if not len(common) and len(tables) > 1:
         raise InvalidInputError(_none_in_common(tables))
     columns = {name: _names(table, keys[name]).get_indexer(common) for name, table in tables.items()}
@@ -90,7 +98,7 @@ def match(tables: Mapping[str, pd.DataFrame]) -> Matched:
     (first, table), *_ = tables.items()
     by = next((str(column) for column in keys.values() if column is not None), None)
     names = pd.Index(table.index.astype(str)[columns[first]], dtype=object)
-    return Matched(names, columns, by, common, warnings, remarks)
+    return Matched(names, columns, by, common, different, warnings, remarks)
 
 
 def _names(table: pd.DataFrame, column: Hashable) -> pd.Index:
@@ -108,6 +116,31 @@ def _in_all(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Hashable]) ->
     for names in others:
         common = common[common.isin(names)]
     return common
+
+
+def _of_different_ids(tables: Mapping[str, pd.DataFrame], common: pd.Index) -> tuple[pd.Index, list[str]]:
+    """Return the names that stand for different genes, as their ids say, and what to say of them."""
+    ids = {}
+    for name, table in tables.items():
+        column = column_of(table, ID_COLUMNS)
+        if column is not None:
+            texts = pd.Series(np.asarray(as_text(table[column]), dtype=object)).fillna("").astype(str).str.strip()
+            ids[name] = texts.str.replace(_ENSEMBL_VERSION, r"\1", regex=True).to_numpy()[
+                _names(table, None).get_indexer(common)
+            ]
+    different, notes = np.zeros(len(common), dtype=bool), []
+    first = next(iter(ids), "")
+    for name in [name for name in ids if name != first]:
+        known = (ids[first] != "") & (ids[name] != "")
+        others = known & (ids[first] != ids[name])
+        if others.any() and others.sum() < _FEW * known.sum():  # else they are ids of different kinds
+            place = np.flatnonzero(others)[0]
+            notes.append(
+                f"{int(others.sum()):,} genes are left out, whose name stands for different genes in {first} and "
+                f"{name}, e.g. {common[place]!r}: {ids[first][place]} and {ids[name][place]}"
+            )
+            different |= others
+    return common[different], notes
 
 
 def _best_keys(tables: Mapping[str, pd.DataFrame]) -> dict[str, Hashable]:

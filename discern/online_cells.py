@@ -230,10 +230,12 @@ def _named_alike(name: str, adata: ad.AnnData, reference: pd.DataFrame) -> ad.An
         return adata
     for note in found.warnings:
         warnings.warn(note, stacklevel=2)
-    if found.by is None:
+    if found.by is None and not len(found.different):
         return adata
     for note in found.remarks:
         _LOGGER.info("%s", note)
+    if found.by is None:
+        return adata[:, ~adata.var_names.isin(found.different)].copy()
     columns = found.columns[name]
     return ad.AnnData(X=adata.X[:, columns], obs=adata.obs, var=adata.var.iloc[columns].set_axis(found.names))
 

@@ -29,10 +29,25 @@ def _cells(names: list[str], X: Any = COUNTS, **columns: list[str]) -> ad.AnnDat
 def test_repeated_symbols_are_matched_by_their_ids_whatever_their_order(names: list[str]) -> None:
     first = _cells(names, gene_ids=["E1", "E2", "E3"])
     second = _cells(names, X=COUNTS[:, ::-1], gene_ids=["E3", "E2", "E1"])
-    merged = merge_data_sets({"a": first, "b": second}, {})
-    merged = merged[0] if isinstance(merged, tuple) else merged
-    assert list(merged.var_names) == ["E1", "B", "E3"]
+    merged, _ = merge_data_sets({"a": first, "b": second}, {})
+    assert list(merged.var_names) == ["DUP", "B", "E3"]
     np.testing.assert_array_equal(merged.X.toarray(), np.vstack([COUNTS, COUNTS]))
+
+
+def test_a_symbol_that_stands_for_different_genes_in_two_inputs_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    first = _cells(["DUP", "B", "C"], gene_ids=["E1", "E2", "E3"])
+    second = _cells(["DUP", "B", "C"], gene_ids=["E9", "E2", "E3"])
+    with caplog.at_level("INFO"):
+        merged, _ = merge_data_sets({"a": first, "b": second}, {})
+    assert list(merged.var_names) == ["B", "C"]
+    assert "whose name stands for different genes in a and b, e.g. 'DUP': E1 and E9" in caplog.text
+
+
+def test_ids_of_other_kinds_say_nothing() -> None:
+    first = _cells(["A", "B", "C"], gene_ids=["ENSG1", "ENSG2", "ENSG3"])
+    second = _cells(["A", "B", "C"], gene_ids=["7157", "672", "675"])
+    merged, _ = merge_data_sets({"a": first, "b": second}, {})
+    assert list(merged.var_names) == ["A", "B", "C"]
 
 
 def test_repeated_symbols_without_ids_are_left_out_with_a_count(caplog: pytest.LogCaptureFixture) -> None:

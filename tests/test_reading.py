@@ -49,7 +49,7 @@ def test_folder_of_10x_version_2(tmp_path: Path, barcodes: bool) -> None:
     if barcodes:
         (tmp_path / "barcodes.tsv").write_text("AAC-1\nGGT-1\n")
     adata = read_raw_input(tmp_path)
-    _assert_is_counts(adata, ["ENSG1", "B", "ENSG3"], ["AAC-1", "GGT-1"] if barcodes else ["0", "1"])
+    _assert_is_counts(adata, ["A", "B", "ENSG3"], ["AAC-1", "GGT-1"] if barcodes else ["0", "1"])
     assert list(adata.var["gene_ids"]) == ["ENSG1", "ENSG2", "ENSG3"]
 
 
@@ -77,7 +77,7 @@ def test_10x_h5(tmp_path: Path) -> None:
         features["name"] = np.array([b"A", b"B", b"A"])
         features["feature_type"] = np.array([b"Gene Expression"] * 3)
         features["genome"] = np.array([b"hg38"] * 3)
-    _assert_is_counts(read_raw_input(tmp_path / "cells.h5"), ["ENSG1", "B", "ENSG3"], ["AAC-1", "GGT-1"])
+    _assert_is_counts(read_raw_input(tmp_path / "cells.h5"), ["A", "B", "ENSG3"], ["AAC-1", "GGT-1"])
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
@@ -92,7 +92,7 @@ def test_anndata_files(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cells{suffix}"
     adata.write_h5ad(path) if suffix == ".h5ad" else adata.write_zarr(path)
     read = read_raw_input(path)
-    _assert_is_counts(read, ["ENSG1", "B", "ENSG3"], ["c1", "c2"])
+    _assert_is_counts(read, ["A", "B", "ENSG3"], ["c1", "c2"])
     assert read.X.dtype == np.uint16
 
 
