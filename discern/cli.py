@@ -228,7 +228,7 @@ def train(parameters: Path, ray_address: str | None) -> int:
     "--layers",
     default="X,estimated_counts,estimated_dropouts",
     metavar="X,estimated_counts,...",
-    help="What to write: the sampled expression X and the layers. By default all three.",
+    help="What to write: the sampled expression X and the layers; by default these three. `measured` adds the input.",
 )
 @click.option("--dtype", default="float32", help="float32 or float16: type of what is stored dense.")
 @click.option("--format", "suffix", default="h5ad", help="h5ad or zarr.")
@@ -441,11 +441,13 @@ def _ask(question: str) -> bool:
     return click.confirm(message(question), err=True)
 
 
-def _target(text: str) -> tuple[str, str]:
-    column, colon, value = text.partition(":")
-    if not colon or not column:
-        raise InvalidInputError(f"--metadata: expected COLUMN:VALUE or COLUMN:, got {text!r}")
-    return column, value
+def _target(text: str) -> tuple[str | None, str | None]:
+    from discern.projection import parse_metadata
+
+    try:
+        return parse_metadata(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--{error}") from None
 
 
 def _check_file(path: Path) -> None:

@@ -24,6 +24,10 @@ class InvalidInputError(UserError, ValueError):
     """A value or a file that cannot be used."""
 
 
+class NotBuiltError(InvalidInputError, AttributeError):
+    """A part of a network that has not been built yet."""
+
+
 class UnknownNameError(UserError, KeyError):
     """A name (key, column, loss, ...) that does not exist."""
 

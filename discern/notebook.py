@@ -44,6 +44,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 _PLACES |= dict.fromkeys(Experiment.model_fields, ())
 _PUBLISHED_SCALE: dict[str, Any] = {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}
+_PUBLISHED_DETECTION: dict[str, Any] = {
+    "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
+    "weighting_decoder_dropout": 10000,
+}
 _IN_MEMORY = "cells_in_memory"
 
 
@@ -74,16 +78,17 @@ def reconstruct(
             `reconstruct(cells, **experiment)`, give None as well.
         **parameters: Parameters of parameters.json under the names that they have there, e.g. `max_steps=100`,
             `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). Without a
-            preset, `LSN` and `fixed_scaling`, whose absence in a file means that nothing is scaled, are those of the
-            published file, unless their section is given.
+            preset, `LSN`, `fixed_scaling`, `crossentropy` and `weighting_decoder_dropout`, whose absence in a file
+            means that nothing is scaled or no detection learnt, are those of the published file, unless their section
+            is given.
 
     Returns:
         The cells and genes left by `filtering`. X holds each estimate with its detection probability, else zero;
-        `layers["estimated_counts"]` the estimates, and `raw` the cells as they were measured, all log-normalised,
-        `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene is detected,
-        `obsm["X_DISCERN"]` the latent code, obs `batch` the batch (a column `batch` that says something else becomes
-        `batch_original`), and obs `discern_distance` how far a cell is from
-        the reference's cells in latent space, see `discern.evaluation.add_distance`.
+        `layers["estimated_counts"]` the estimates, and `layers["measured"]` the cells as they were measured, all
+        log-normalised, `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene
+        is detected, `obsm["X_DISCERN"]` the latent code, obs `batch` the batch (a column `batch` that says something
+        else becomes `batch_original`), and obs `discern_distance` how far a cell is from the reference's cells in
+        latent space, see `discern.evaluation.add_distance`.
 
     Raises:
         UnknownNameError: If a parameter, layer or obs column does not exist.
@@ -98,7 +103,7 @@ def reconstruct(
         >>> result = reconstruct(
         ...     small, reference="celseq2", min_genes=20, latent_dim=4, layers=[16], batch_size=8, max_steps=1)
         >>> sorted(result.layers), result.obsm["X_DISCERN"].shape
-        (['estimated_counts', 'estimated_dropouts'], (80, 4))
+        (['estimated_counts', 'estimated_dropouts', 'measured'], (80, 4))
     """
     model = Reconstructor(seed=seed, preset=preset, **parameters)
     data = model._process(adata, batch_key, layer)
@@ -138,6 +143,8 @@ class Reconstructor:
     def __init__(self, *, seed: int | None = None, preset: str | None = "auto", **parameters: Any) -> None:
         if preset is None and not {"input_ds", "scale"} & set(parameters):
             parameters = _PUBLISHED_SCALE | parameters
+        if preset is None and "model" not in parameters:
+            parameters = _PUBLISHED_DETECTION | parameters
         parameters["preset"] = preset
         experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
         experiment.setdefault("training", {}).setdefault("seed", 0)
@@ -192,8 +199,8 @@ class Reconstructor:
     def project(self, reference: str | None = None, *, column: str = "batch", store_sigmas: bool = False) -> ad.AnnData:
         """Decode the cells as if they had been measured otherwise, in memory.
 
-        The same as `discern project --metadata COLUMN:REFERENCE`. All matrices are dense, n_cells x n_genes: for more
-        cells than fit use `discern project` on the folder that `save` writes.
+        The same as `discern project --metadata COLUMN:REFERENCE`, and the layer `measured`. All matrices are dense,
+        n_cells x n_genes: for more cells than fit use `discern project` on the folder that `save` writes.
 
         Args:
             reference: The batch, or value of `column`, whose mean label all cells are decoded with; "" for the mean

@@ -277,13 +277,16 @@ class OnlineDISCERNRunner(DISCERNRunner):
     """
 
     def __call__(
-        self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
+        self,
+        func: str | Callable[..., list[Path]],
+        parameters: Parameters | str | Path | Sequence[str | Path],
+        kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, list[Path] | Exception]:
         """Run `func(folder, **kwargs)` for each experiment.
 
         Args:
             func: `online_training`.
-            parameters: The experiments.
+            parameters: The experiments: their folders, or a parameter file that was loaded.
             kwargs: Its other arguments.
 
         Returns:

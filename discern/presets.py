@@ -18,6 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {
             "encoder": {"layers": [256, 256], "regularization": 0.4},
             "decoder": {"layers": [256, 256], "regularization": 0.0},
+            "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
+            "weighting_decoder_dropout": 10000,
             "weighting_batch_mmd": 1000,
         },
         "training": {"max_steps": 75, "max_updates": 2500, "early_stopping": {}, "thin_counts": 0.15},
@@ -67,6 +69,7 @@ def _filled_model(given: Any, defaults: dict[str, Any]) -> Any:
         return given
     taken = set(given).union(*sides.values())
     result = defaults | given
+    result["crossentropy"] = _filled(result["crossentropy"], defaults["crossentropy"])
     for name, side in sides.items():
         result[name] = {key: value for key, value in defaults[name].items() if key not in taken} | side
     layers = [result[side].get("layers", given.get("layers")) for side in sides]

@@ -16,8 +16,33 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-MATRICES = ("X", "estimated_counts", "estimated_dropouts")
-"""What a projected file may hold: the sampled expression and the layers."""
+RESULTS = ("X", "estimated_counts", "estimated_dropouts")
+"""What a projected file holds unless another choice is made: the sampled expression and the layers."""
+
+MATRICES = (*RESULTS, "measured")
+"""What a projected file may hold: also the cells as they were measured."""
+
+
+def parse_metadata(target: str | Sequence[str | None]) -> tuple[str | None, str | None]:
+    """Return the pair of an obs column and its value that a projection is asked to.
+
+    Args:
+        target: "column:value" or "column:" (the value may hold colons, the column may not), or the pair itself.
+
+    Raises:
+        InvalidInputError: If it is neither.
+
+    Example:
+        >>> parse_metadata("batch:donor:1"), parse_metadata("celltype:"), parse_metadata(["batch", "a"])
+        (('batch', 'donor:1'), ('celltype', ''), ('batch', 'a'))
+    """
+    if isinstance(target, str):
+        column, colon, value = target.partition(":")
+        if colon and column:
+            return column, value
+    elif isinstance(target, tuple | list) and len(target) == 2:
+        return target[0], target[1]
+    raise InvalidInputError(f"metadata: expected COLUMN:VALUE or COLUMN:, got {target!r}")
 
 
 def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
@@ -52,13 +77,15 @@ def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
 
 
 class CheckMetaData:
-    """Check (column, value) pairs against the cells' annotation.
+    """Check (column, value) pairs against the cells' annotation, when `check` is called.
 
     Args:
         dataframe: obs of the cells.
 
     Example:
         >>> import pandas as pd
+        >>> CheckMetaData(pd.DataFrame({"batch": ["a", "b"]})).check(("batch", "b"))
+        ('batch', 'b')
         >>> CheckMetaData(pd.DataFrame({"batch": ["a", "b"]})).check(("batch", "c"))
         Traceback (most recent call last):
         ...
@@ -68,26 +95,32 @@ class CheckMetaData:
     def __init__(self, dataframe: pd.DataFrame) -> None:
         self.dataframe = dataframe
 
-    def check(self, metadata_tuple: tuple[str, str | None]) -> None:
-        """Raise unless the column exists and holds the value (any, if the value is empty).
+    def check(self, metadata_tuple: str | Sequence[str | None]) -> tuple[str | None, str | None]:
+        """Return the pair of column and value if the column exists and holds the value (any, if the value is empty).
 
         A categorical `batch` holds all its categories: those are the batches that the model knows.
+
+        Args:
+            metadata_tuple: Column and value, or "column:value".
+
+        Returns:
+            Column and value.
 
         Raises:
             UnknownNameError: If there is no such column.
             InvalidInputError: If the column has no such value.
         """
-        column, value = metadata_tuple
+        column, value = parse_metadata(metadata_tuple)
         if not self.dataframe.columns.is_unique:
             repeated = self.dataframe.columns[self.dataframe.columns.duplicated()].tolist()
             raise InvalidInputError(f"the cells have more than one metadata column of the name {repeated[0]!r}")
         if column not in self.dataframe.columns:
             names = list(map(str, self.dataframe.columns))
             raise UnknownNameError(
-                f"there is no metadata column {column!r}{nearest(column, names)}; columns are {', '.join(names)}"
+                f"there is no metadata column {column!r}{nearest(str(column), names)}; columns are {', '.join(names)}"
             )
         if value in (None, ""):
-            return
+            return column, value
         known = self.dataframe[column]
         if column == "batch" and hasattr(known, "cat"):
             values = sorted(map(str, known.cat.categories))  # a batch can be decoded as without having cells here
@@ -98,6 +131,7 @@ class CheckMetaData:
             raise InvalidInputError(
                 f"metadata column {column!r} has no value {value!r}{nearest(str(value), values)}; it has {shown}"
             )
+        return column, value
 
 
 def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value: str | None) -> np.ndarray:

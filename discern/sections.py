@@ -158,8 +158,8 @@ class ReconstructionLoss(WithArguments):
 class Crossentropy(Section):
     """The loss of the detection probabilities."""
 
-    label_smoothing: Share = 0.0
-    lower_label_smoothing: Share = 0.1
+    label_smoothing: Share | None = None
+    lower_label_smoothing: Share | None = None
     zeros_eps: Weight | None = None
 
 
@@ -178,7 +178,7 @@ class Model(Section):
     reconstruction_loss: ReconstructionLoss = ReconstructionLoss.model_validate({"name": "HuberLoss", "delta": 9.0})
     crossentropy: Crossentropy = Crossentropy()
     wae_lambda: Weight = 1500.0
-    weighting_decoder_dropout: Weight = 10000.0
+    weighting_decoder_dropout: Weight = 0.0
     weighting_random_encoder: Weight = 1e-8
     weighting_batch_mmd: Weight | None = None
 

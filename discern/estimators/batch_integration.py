@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,12 @@ import tensorflow as tf
 from discern import files, progress
 from discern.capacity import check_network_fits
 from discern.config import canonical_experiment
-from discern.errors import InvalidInputError
+from discern.errors import InvalidInputError, NotBuiltError, UnknownNameError, nearest
 from discern.estimators import losses, optimizers, utilities_wae, weights
 from discern.estimators.callbacks import Checkpoint, DelayedEarlyStopping, VisualisationCallback
 from discern.estimators.reconstruction import Coder, EncodedCells, check_fits
-from discern.projection import MATRICES, CheckMetaData, check_output, file_name
+from discern.io import DISCERNData
+from discern.projection import RESULTS, CheckMetaData, check_output, file_name, parse_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +28,28 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from discern.blocks import Matrix
-    from discern.io import DISCERNData
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Metrics(dict[str, float]):
+    """The losses of the last epoch of a training, by name.
+
+    Args:
+        history: Name -> its value after each epoch.
+
+    Attributes:
+        history: The same.
+
+    Example:
+        >>> metrics = Metrics({"loss": [2.0, 1.0]})
+        >>> metrics["loss"], metrics.history["loss"]
+        (1.0, [2.0, 1.0])
+    """
+
+    def __init__(self, history: Mapping[str, Sequence[float]]) -> None:
+        super().__init__({name: float(values[-1]) for name, values in history.items()})
+        self.history = {name: list(map(float, values)) for name, values in history.items()}
 
 
 class DISCERN:
@@ -42,9 +66,10 @@ class DISCERN:
         activation_fn: Activation of the hidden layers, a name or a function.
         output_fn: None, "softmax", "LSN", "sigsoftmax", or a Keras activation.
         reconstruction_loss: `name` and arguments of the loss of the counts.
-        crossentropy: `label_smoothing` and `lower_label_smoothing` of the loss of the detection probability.
+        crossentropy: `label_smoothing` and `lower_label_smoothing` of the loss of the detection probability; without
+            them, 0.
         wae_lambda: Weight of MMD++.
-        weighting_decoder_dropout: Weight of the cross entropy of the detection probability.
+        weighting_decoder_dropout: Weight of the cross entropy of the detection probability; with 0 it is not learnt.
         weighting_random_encoder: Weight of the regularisation of the encoder's noise.
         optimizer: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
         output_lsn: Counts per cell to which the data was normalised; for the output functions that need it.
@@ -54,6 +79,9 @@ class DISCERN:
         distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
         weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
         thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
+
+    Raises:
+        UnknownNameError: If there is no such argument.
 
     Attributes:
         wae_model: The Keras model, None before it is built.
@@ -83,7 +111,7 @@ class DISCERN:
         reconstruction_loss: Mapping[str, Any] | None = None,
         crossentropy: Mapping[str, Any] | None = None,
         wae_lambda: float = 1500.0,
-        weighting_decoder_dropout: float = 10000.0,
+        weighting_decoder_dropout: float = 0.0,
         weighting_random_encoder: float = 1e-8,
         optimizer: Mapping[str, Any] | None = None,
         output_lsn: float | None = None,
@@ -93,7 +121,13 @@ class DISCERN:
         distribute: str = "none",
         weighting_batch_mmd: float = 0.0,
         thin_counts: float = 1.0,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            known = [name for name in inspect.signature(DISCERN).parameters if name != "unknown"]
+            raise UnknownNameError(
+                f"DISCERN has no parameter {name!r}{nearest(name, known)}; DISCERN.from_json takes a whole experiment"
+            )
         norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
         block = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4}
@@ -103,9 +137,7 @@ class DISCERN:
         self.activation_fn = activation_fn
         self.output_fn = output_fn
         self.reconstruction_loss = dict(reconstruction_loss or {"name": "HuberLoss", "delta": 9.0})
-        self.crossentropy = (
-            {"label_smoothing": 0.0, "lower_label_smoothing": 0.1} if crossentropy is None else dict(crossentropy)
-        )
+        self.crossentropy = dict(crossentropy or {})
         self.wae_lambda = wae_lambda
         self.weighting_decoder_dropout = weighting_decoder_dropout
         self.weighting_random_encoder = weighting_random_encoder
@@ -138,11 +170,16 @@ class DISCERN:
         """Make an estimator from one EXPERIMENT of parameters.json.
 
         Args:
-            jsondata: The experiment with its sections `model`, `training` and `input_ds`.
+            jsondata: The experiment with its sections `model`, `training` and `input_ds`. The first two are needed,
+                unless there is a `preset`; they may be empty.
 
         Raises:
-            UnknownNameError, InvalidInputError: If the experiment is not valid.
+            UnknownNameError: If a key is lacking or unknown (a KeyError).
+            InvalidInputError: If a value is not valid.
         """
+        for section in () if jsondata.get("preset") else ("model", "training"):
+            if section not in jsondata:
+                raise UnknownNameError(f"the experiment lacks the section {section!r}; it has {', '.join(jsondata)}")
         experiment = canonical_experiment(dict(jsondata))
         training = experiment.get("training", {})
         scale = experiment.get("input_ds", {}).get("scale") or {}
@@ -159,21 +196,31 @@ class DISCERN:
 
     @property
     def encoder(self) -> keras.Model:
-        """The encoder: standardised expression and one-hot batch labels -> latent code and log standard deviation."""
+        """The encoder: standardised expression and one-hot batch labels -> latent code and log standard deviation.
+
+        Raises:
+            NotBuiltError: If there is no model yet (an AttributeError and a ValueError).
+            ValueError: If the model has no such part.
+        """
         return self._built().get_layer("encoder")
 
     @property
     def decoder(self) -> keras.Model:
-        """The decoder: latent code and one-hot batch labels -> standardised expression and detection probability."""
+        """The decoder: latent code and one-hot batch labels -> standardised expression and detection probability.
+
+        Raises:
+            NotBuiltError: If there is no model yet (an AttributeError and a ValueError).
+            ValueError: If the model has no such part.
+        """
         return self._built().get_layer("decoder")
 
     def _built(self) -> keras.Model:
         if self.wae_model is None:
-            raise InvalidInputError("there is no model yet: call build_model, restore_model or training first")
+            raise NotBuiltError("there is no model yet: call build_model, restore_model or training first")
         return self.wae_model
 
     def build_model(self, n_genes: int, n_labels: int, scale: float) -> None:
-        """Make the network with fresh weights.
+        """Make the network with fresh weights, and give it its losses and optimiser.
 
         Args:
             n_genes: Number of genes.
@@ -210,6 +257,7 @@ class DISCERN:
             )
         self.start_step = 0
         self._make_coder()
+        self.compile(self.get_optimizer())
 
     @property
     def coder(self) -> Coder:
@@ -244,7 +292,7 @@ class DISCERN:
         parts = {
             "decoder_counts": (losses.reconstruction_loss(self.reconstruction_loss), scale),
             "decoder_dropouts": (
-                losses.MaskedCrossEntropy(zeros=-mean / std, **self.crossentropy),
+                losses.MaskedCrossEntropy(**{"zeros": -mean / std, **self.crossentropy}),
                 self.weighting_decoder_dropout,
             ),
             "mmdpp": (losses.DummyLoss(), self.wae_lambda),
@@ -282,23 +330,32 @@ class DISCERN:
         self,
         inputdata: DISCERNData,
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
-        savepath: Path | None = None,
+        savepath: str | Path | None = None,
         max_steps: int = 25,
-    ) -> keras.callbacks.History:
+    ) -> Metrics:
         """Train up to epoch `max_steps`, from `start_step` on.
 
         Args:
             inputdata: Preprocessed cells, log-normalised.
             callbacks: Keras callbacks, see `create_callbacks`.
-            savepath: Folder of the model files (an experiment's `job`); None to write none.
+            savepath: Folder of the model files (an experiment's `job`), or one file, `.h5` or `.hdf5`, for the model
+                after the last epoch; None to write none.
             max_steps: Number of epochs in all.
 
         Returns:
-            Keras' history of the losses.
+            The losses of the last epoch by name; `history` of it holds those of all epochs.
 
         Raises:
-            InvalidInputError: If there are too few cells, the model does not fit them, or the training diverges.
+            InvalidInputError: If there are too few cells, the model does not fit them, the training diverges, or the
+                file has another suffix.
         """
+        _check_processed(inputdata)
+        _check_savepath(savepath)
+        if not self.weighting_decoder_dropout:
+            _LOGGER.warning(
+                "model.weighting_decoder_dropout is 0: the detection probability is not learnt, and X of projections, "
+                "which is drawn with it, is of no use; the published value is 10000. estimated_counts are not affected"
+            )
         callbacks = list(callbacks or [])
         _check_enough(inputdata, callbacks)
         self.prepare(inputdata)
@@ -331,20 +388,21 @@ class DISCERN:
                 f"the training diverged (a loss that is not a number) in epoch {self.start_step + 1}: lower "
                 "training.optimizer.learning_rate; the model of the epoch before is kept"
             )
-        return history
+        return Metrics(history.history)
 
     def save(self, directory: Path, epoch: int, val_loss: float | None = None) -> None:
         """Write the model with its optimiser to `directory` (an experiment's `job`).
 
         Args:
-            directory: The folder.
+            directory: The folder, or a file `.h5` or `.hdf5`.
             epoch: Epochs that the model has been trained for.
             val_loss: Its validation loss; the lowest so far is kept as best_model.h5.
         """
-        weights.save_model(
-            self._built(), Path(directory) / weights.LAST, epoch, val_loss, self.scaling, self.genes, self.batches
-        )
-        weights.keep_best(directory)
+        single = _is_model_file(directory)
+        path = Path(directory) if single else Path(directory) / weights.LAST
+        weights.save_model(self._built(), path, epoch, val_loss, self.scaling, self.genes, self.batches)
+        if not single:
+            weights.keep_best(directory)
 
     def save_unfinished(self, directory: Path, epoch: int, step: int) -> None:
         """Write the model in the middle of an epoch, to go on from there with `resume` after an interruption.
@@ -461,22 +519,24 @@ class DISCERN:
 
         Returns:
             Cells x genes: X with each estimate kept with its detection probability, `layers["estimated_counts"]`,
-            `layers["estimated_dropouts"]`, `obsm["X_DISCERN"]`, and the input as `raw`. Expression is log-normalised.
+            `layers["estimated_dropouts"]`, `layers["measured"]`, the input, and `obsm["X_DISCERN"]`. Expression is
+            log-normalised. There is no `raw`, which scanpy would take in place of X.
             Decoded as one batch, they also have `obs["discern_distance"]`, see `project_to_metadata`.
 
         Raises:
             UnknownNameError: If the column does not exist.
             InvalidInputError: If the value does not, or the model does not fit.
         """
+        _check_processed(input_data)
         return EncodedCells(self, input_data, store_sigmas).decoded(column, column_value)
 
     def project_to_metadata(
         self,
         input_data: DISCERNData,
-        metadata: Sequence[tuple[str | None, str | None]],
+        metadata: Sequence[str | tuple[str | None, str | None]],
         save_path: Path,
         store_sigmas: bool = False,
-        layers: Sequence[str] = MATRICES,
+        layers: Sequence[str] = RESULTS,
         dtype: str = "float32",
         suffix: str = ".h5ad",
     ) -> list[Path]:
@@ -488,10 +548,11 @@ class DISCERN:
 
         Args:
             input_data: Preprocessed cells, log-normalised.
-            metadata: (column, value) pairs, see `reconstruct`; empty to decode each cell with its own batch.
+            metadata: (column, value) pairs, or "column:value", see `reconstruct`; empty to decode each cell with its
+                own batch.
             save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad`.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
-            layers: Which of "X", "estimated_counts" and "estimated_dropouts" to write.
+            layers: Which of "X", "estimated_counts", "estimated_dropouts" and "measured" to write.
             dtype: "float32" or "float16", of matrices stored dense.
             suffix: ".h5ad" or ".zarr".
 
@@ -502,7 +563,8 @@ class DISCERN:
             UnknownNameError, InvalidInputError: As `reconstruct`, before anything is written.
         """
         check_output(layers, dtype, suffix)
-        targets = [(column, value) for column, value in metadata] or [(None, None)]
+        _check_processed(input_data)
+        targets = [parse_metadata(target) for target in metadata] or [(None, None)]
         check = CheckMetaData(input_data.obs)
         for column, value in targets:
             if column is not None:
@@ -515,6 +577,23 @@ class DISCERN:
             cells.write(path, column, value, layers, dtype)
             written.append(path)
         return written
+
+
+def _is_model_file(path: str | Path) -> bool:
+    return Path(path).suffix in (".h5", ".hdf5") and not Path(path).is_dir()
+
+
+def _check_savepath(path: str | Path | None) -> None:
+    if path is not None and Path(path).suffix in (".keras", ".tf", ".pb", ".json"):
+        raise InvalidInputError(f"savepath {path}: expected a folder, or a file that ends in .h5 or .hdf5")
+
+
+def _check_processed(data: Any) -> None:
+    if not isinstance(data, DISCERNData):
+        raise InvalidInputError(
+            f"expected processed cells as DISCERNData, got {type(data).__name__}: write DISCERNData(cells, batch_size) "
+            "with the result of WAERecipe, or use discern.reconstruct for raw counts"
+        )
 
 
 def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Callback]) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from discern.errors import InvalidInputError
+from discern.errors import InvalidInputError, nearest
 from discern.estimators.fused import with_gradient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _register = keras.saving.register_keras_serializable("discern")
 
@@ -35,26 +35,29 @@ def condlayernorm(
     input_cells: keras.KerasTensor,
     labels: keras.KerasTensor,
     size: int,
-    regularization: keras.regularizers.Regularizer | None = None,
+    regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None = None,
 ) -> keras.KerasTensor:
-    """Normalise each cell over its features, then add an offset that is learnt for each batch.
+    """Add an offset that is learnt for each batch to features that have been normalised.
 
     Args:
         input_cells: Features, shape (cells, size).
         labels: One-hot batch labels, or mixtures of them, shape (cells, batches).
         size: Number of features.
-        regularization: Regulariser of the offsets (of the activity, not of the weights).
+        regularization: Regulariser of the offsets (of the activity, not of the weights): `{"name": NAME, ...}` with
+            its arguments, or an object.
 
     Returns:
-        Features of the same shape, each cell's with mean 0 and variance 1 before its batch's offset.
+        The features, each cell's with its batch's offset added, which is 0 before training; same shape.
+
+    Raises:
+        InvalidInputError: If there is no such regulariser, or it does not take the arguments.
 
     Example:
         >>> cells, labels = keras.Input((16,)), keras.Input((2,))
         >>> condlayernorm(cells, labels, size=16).shape
         (None, 16)
     """
-    normalised = keras.layers.LayerNormalization(epsilon=1e-3, center=False, scale=False)(input_cells)
-    return keras.layers.Add()([normalised, label_offset(size, regularization)(labels)])
+    return keras.layers.Add()([input_cells, label_offset(size, regularizer(regularization))(labels)])
 
 
 def label_offset(
@@ -66,6 +69,46 @@ def label_offset(
     )
 
 
+def regularizer(
+    regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None,
+) -> keras.regularizers.Regularizer | None:
+    """Return the regulariser for `{"name": NAME, ...}`, or the regulariser itself.
+
+    Args:
+        regularization: NAME is a class of `keras.regularizers`, alone or with dots; the rest are its arguments.
+
+    Raises:
+        InvalidInputError: If there is no such regulariser, or it does not take the arguments.
+
+    Example:
+        >>> float(regularizer({"name": "tensorflow.keras.regularizers.L1L2", "l2": 0.5}).l2)
+        0.5
+    """
+    if regularization is None or isinstance(regularization, keras.regularizers.Regularizer):
+        return regularization
+    arguments = dict(regularization)
+    name = arguments.pop("name", None)
+    if name is None:
+        raise InvalidInputError(f"conditional_regularization needs the key 'name'; it has {sorted(arguments)}")
+    from discern.functions import get_function_by_name
+
+    made = get_function_by_name(name) if "." in name else getattr(keras.regularizers, name, None)
+    if made is None:
+        known = [known for known in dir(keras.regularizers) if not known.startswith("_")]
+        raise InvalidInputError(f"conditional_regularization: there is no regulariser {name!r}{nearest(name, known)}")
+    try:
+        return made(**arguments)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"conditional_regularization: {name} cannot be made from {arguments}: {error}"
+        ) from error
+
+
+def _refuse_dynamic(dynamic: bool) -> None:
+    if dynamic:
+        raise InvalidInputError("dynamic=True: Keras 3 has no such layers; leave it out")
+
+
 @_register
 class GaussianReparametrization(keras.layers.Layer):
     """Draw latent codes: z + exp(sigma) * N(0, 1) in training, z itself otherwise.
@@ -73,7 +116,10 @@ class GaussianReparametrization(keras.layers.Layer):
     The inputs are z and sigma, the logarithm of the standard deviation, both of shape (cells, latent_dim).
 
     Args:
+        trainable: Without effect: the layer has no weights.
         name: Name of the layer.
+        dtype: Data type policy.
+        dynamic: False; Keras 3 knows nothing else.
         seed: Seed of the noise.
         **kwargs: Arguments of every Keras layer.
 
@@ -83,8 +129,18 @@ class GaussianReparametrization(keras.layers.Layer):
         True
     """
 
-    def __init__(self, name: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+    def __init__(
+        self,
+        trainable: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+        dynamic: bool = False,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_dynamic(dynamic)
+        super().__init__(trainable=trainable, name=name, dtype=dtype, **kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -129,7 +185,10 @@ class SigmaRegularization(keras.layers.Layer):
     """The penalty that keeps each cell's sigma small: latent_dim * mean |sigma|, shape (cells,).
 
     Args:
+        trainable: Without effect: the layer has no weights.
         name: Name of the layer.
+        dtype: Data type policy.
+        dynamic: False; Keras 3 knows nothing else.
         **kwargs: Arguments of every Keras layer.
 
     Example:
@@ -137,8 +196,16 @@ class SigmaRegularization(keras.layers.Layer):
         [6.0]
     """
 
-    def __init__(self, name: str | None = None, **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+    def __init__(
+        self,
+        trainable: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+        dynamic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_dynamic(dynamic)
+        super().__init__(trainable=trainable, name=name, dtype=dtype, **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Nothing to create: the layer has no weights."""

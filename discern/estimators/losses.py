@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 _register = keras.saving.register_keras_serializable("discern")
 
-_MEAN = "sum_over_batch_size"
+_AUTO = "auto"
+
+
+def _reduction(reduction: str | None) -> str | None:
+    """Return what Keras 3 calls a reduction: "auto", the name of Keras 2 for its choice, is the mean in `fit`."""
+    return "sum_over_batch_size" if reduction == _AUTO else reduction
 
 
 def getmembers() -> dict[str, type[keras.losses.Loss]]:
@@ -37,7 +42,7 @@ class DummyLoss(keras.losses.Loss):
     """Pass on a penalty that a layer has computed already; the true values are ignored.
 
     Args:
-        reduction: How Keras reduces the values to one number.
+        reduction: How Keras reduces the values to one number; "auto" is their mean.
         name: Name of the loss.
 
     Example:
@@ -45,8 +50,8 @@ class DummyLoss(keras.losses.Loss):
         2.0
     """
 
-    def __init__(self, reduction: str | None = _MEAN, name: str = "Dummy") -> None:
-        super().__init__(name=name, reduction=reduction)
+    def __init__(self, reduction: str | None = _AUTO, name: str = "Dummy") -> None:
+        super().__init__(name=name, reduction=_reduction(reduction))
 
     @staticmethod
     def call(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
@@ -70,8 +75,8 @@ class HuberLoss(keras.losses.Loss):
         1.5
     """
 
-    def __init__(self, delta: float = 1.0, reduction: str | None = _MEAN, name: str = "huber_loss") -> None:
-        super().__init__(name=name, reduction=reduction)
+    def __init__(self, delta: float = 1.0, reduction: str | None = _AUTO, name: str = "huber_loss") -> None:
+        super().__init__(name=name, reduction=_reduction(reduction))
         self.delta = delta
         self._of_cells = with_gradient(self._each_cell)
 
@@ -101,6 +106,9 @@ class Lnorm(keras.losses.Loss):
         epsilon: Added under the root, whose gradient at 0 has no end.
         use_root: Whether to take the p-th root of the sums; for p < 2 none is taken.
 
+    Attributes:
+        pnorm: Power of the difference; the others have the names of the arguments.
+
     Example:
         >>> float(Lnorm(p=2, axis=1, use_root=True)(keras.ops.array([[0.0, 0.0]]), keras.ops.array([[3.0, 4.0]])))
         5.0
@@ -110,13 +118,13 @@ class Lnorm(keras.losses.Loss):
         self,
         p: float,
         name: str = "LNorm",
-        reduction: str | None = _MEAN,
+        reduction: str | None = _AUTO,
         axis: int = 0,
         epsilon: float = 1e-20,
         use_root: bool = False,
     ) -> None:
-        super().__init__(name=name, reduction=reduction)
-        self.p = p
+        super().__init__(name=name, reduction=_reduction(reduction))
+        self.p = self.pnorm = p
         self.axis = axis
         self.epsilon = epsilon
         self.use_root = use_root
@@ -162,6 +170,8 @@ class MaskedCrossEntropy(keras.losses.Loss):
         self, zeros: ArrayLike, zeros_eps: float = 1e-6, lower_label_smoothing: float = 0.0, **kwargs: Any
     ) -> None:
         self.label_smoothing = kwargs.pop("label_smoothing", 0.0)
+        if "reduction" in kwargs:
+            kwargs["reduction"] = _reduction(kwargs["reduction"])
         super().__init__(**{"name": "masked_crossentropy", **kwargs})
         self.zeros = np.asarray(zeros, dtype=np.float32)
         self.zeros_eps = zeros_eps
@@ -217,7 +227,9 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
         >>> reconstruction_loss("mse").name
         'mean_squared_error'
     """
-    arguments = {"name": loss_type} if isinstance(loss_type, str) else dict(loss_type)
+    arguments: dict[str, Any] = {"name": loss_type} if isinstance(loss_type, str) else dict(loss_type)
+    if "reduction" in arguments:
+        arguments["reduction"] = _reduction(arguments["reduction"])
     if "name" not in arguments:
         raise UnknownNameError(f"reconstruction_loss needs the key 'name', for example 'HuberLoss'; it has {loss_type}")
     name = arguments.pop("name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -137,7 +138,7 @@ class EncodedCells:
         result.X = sample_counts(counts, dropouts, seed=self._model.seed or 0)
         result.layers["estimated_counts"] = counts
         result.layers["estimated_dropouts"] = dropouts
-        result.raw = anndata.AnnData(X=self._data.X, obs=self._data.obs, var=self._data.var)
+        result.layers["measured"] = self._data.X
         return result
 
     def write(self, path: Path, column: str | None, value: str | None, layers: Sequence[str], dtype: str) -> None:
@@ -149,8 +150,10 @@ class EncodedCells:
 
     def _blocks(self, labels: np.ndarray, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
         generator = np.random.default_rng(self._model.seed or 0)
-        for counts, dropouts in self._model.coder.decode(self._latent, labels, _CELLS_AT_ONCE):
-            block = {"estimated_counts": counts, "estimated_dropouts": dropouts}
+        decoded = self._model.coder.decode(self._latent, labels, _CELLS_AT_ONCE)
+        measured = iter_blocks(self._data.X, _CELLS_AT_ONCE) if "measured" in layers else itertools.repeat((None, None))
+        for (counts, dropouts), (_, cells) in zip(decoded, measured, strict=False):
+            block = {"estimated_counts": counts, "estimated_dropouts": dropouts, "measured": cells}
             if "X" in layers:
                 block["X"] = sample_counts(counts, dropouts, seed=generator)
             yield {layer: block[layer] for layer in layers}

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from discern import logs
 from discern.cluster import Task, run_on_ray
-from discern.errors import MissingFileError
+from discern.config import Parameters, load_parameters
+from discern.errors import MissingFileError, UnknownNameError, UserError, nearest
 from discern.files import UNFINISHED, locked, recover
 from discern.functions import number_of_epochs
 from discern.processes import as_child, end_children, run_in_child
-from discern.projection import MATRICES, CheckMetaData, check_output
+from discern.projection import RESULTS, CheckMetaData, check_output, parse_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from discern.config import Parameters
     from discern.estimators.batch_integration import DISCERN
     from discern.io import DISCERNData
 
@@ -41,8 +41,6 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     Raises:
         MissingFileError: If the folder holds no processed experiment.
     """
-    from discern.config import load_parameters
-
     exp_folder = Path(exp_folder)
     recover(exp_folder)
     if not (exp_folder / "parameters.json").is_file():
@@ -62,12 +60,13 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     return DISCERN.from_json(experiment), experiment
 
 
-def _load(exp_folder: Path, file: Path | None, batch_size: int) -> DISCERNData:
+def _load(exp_folder: Path, file: str | Path | None, batch_size: int) -> DISCERNData:
     from discern.io import DISCERNData
 
-    if file is None:
-        return DISCERNData.from_folder(exp_folder, batch_size)
-    return DISCERNData.read_h5ad(Path(file), batch_size)
+    file = exp_folder if file is None else Path(file)
+    if file.is_dir() and file.suffix != ".zarr":
+        return DISCERNData.from_folder(file.parent if file.name == "TF_records" else file, batch_size)
+    return DISCERNData.read_h5ad(file, batch_size)
 
 
 def _has_model(exp_folder: Path) -> bool:
@@ -92,12 +91,13 @@ def training_callbacks(training: Mapping[str, Any], folder: Path, data: DISCERND
     )
 
 
-def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
+def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Path]:
     """Train the model of an experiment, or go on with it if there is one.
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME, processed.
-        input_path: Processed cells to train on in place of the experiment's own.
+        input_path: Processed cells to train on in place of the experiment's own: `.h5ad` or `.zarr`, or the folder of
+            another experiment (or `TF_records` in it).
 
     Returns:
         The model file; nothing if the model has been trained for so many epochs already.
@@ -135,11 +135,11 @@ def run_train(exp_folder: Path, input_path: Path | None = None) -> list[Path]:
 
 def run_projection(
     exp_folder: Path,
-    metadata: Sequence[tuple[str, str | None]],
-    infile: Path | None,
+    metadata: Sequence[str | tuple[str | None, str | None]] | None,
+    infile: str | Path | None,
     all_batches: bool,
     store_sigmas: bool,
-    layers: Sequence[str] = MATRICES,
+    layers: Sequence[str] = RESULTS,
     dtype: str = "float32",
     suffix: str = ".h5ad",
 ) -> list[Path]:
@@ -147,11 +147,11 @@ def run_projection(
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME, trained.
-        metadata: (column, value) pairs; the value may be empty.
-        infile: Processed cells to project in place of the experiment's own.
+        metadata: "column:value" or (column, value) pairs; the value may be empty.
+        infile: Processed cells to project in place of the experiment's own, as `input_path` of `run_train`.
         all_batches: Whether to add one projection to each batch.
         store_sigmas: Whether to write `obsm["X_DISCERN_sigma"]`.
-        layers: Which of "X", "estimated_counts" and "estimated_dropouts" to write.
+        layers: Which of "X", "estimated_counts", "estimated_dropouts" and "measured" to write.
         dtype: "float32" or "float16", of matrices stored dense.
         suffix: ".h5ad" or ".zarr".
 
@@ -162,12 +162,12 @@ def run_projection(
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
     check_output(layers, dtype, suffix)
+    targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
     exp_folder = Path(exp_folder)
     model, _ = setup_exp(exp_folder)
     if not _has_model(exp_folder):
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
     data = _load(exp_folder, infile, batch_size=1)  # which only the training would use
-    targets = list(metadata)
     if all_batches:
         targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
     check = CheckMetaData(data.obs)
@@ -180,28 +180,49 @@ def run_projection(
 
 def run_exp_multiprocess(
     exp_folder: Path, available_gpus: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None = None
-) -> Any:
-    """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a queue and given back at the end.
+) -> int:
+    """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a list and given back at the end.
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME.
-        available_gpus: A queue of GPU numbers, shared by the processes.
+        available_gpus: Numbers of the GPUs that are free, a list (of a `multiprocessing.Manager`, if processes share
+            it) or a queue, which is waited for; nothing is changed with an empty list.
         func: `run_train` or `run_projection`.
         kwargs: Its other arguments.
 
     Returns:
-        What `func` returns.
+        0, or 1 if `func` failed; why stands in the log.
     """
-    gpu = available_gpus.get()
+    try:
+        _with_gpu(exp_folder, available_gpus, func, kwargs)
+    except UserError as error:
+        _LOGGER.error("%s: %s", Path(exp_folder).name, error)
+        return 1
+    except Exception:
+        _LOGGER.exception("%s failed", Path(exp_folder).name)
+        return 1
+    return 0
+
+
+def _with_gpu(exp_folder: Path, available: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    waits = hasattr(available, "get")
+    if not waits and not len(available):
+        return func(Path(exp_folder), **dict(kwargs or {}))
+    gpu = available.get() if waits else available.pop(0)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
         return func(Path(exp_folder), **dict(kwargs or {}))
     finally:
-        available_gpus.put(gpu)
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        (available.put if waits else available.append)(gpu)
 
 
 class DISCERNRunner:
-    """Run a step on every experiment of a parameter file.
+    """Run a step on several experiments.
 
     With several experiments and several GPUs one experiment runs on each GPU at once, in a process of its own;
     otherwise one runs after the other. An experiment that fails does not stop the others.
@@ -222,19 +243,49 @@ class DISCERNRunner:
         self.ray_address = ray_address
 
     def __call__(
-        self, func: Callable[..., list[Path]], parameters: Parameters, kwargs: Mapping[str, Any] | None = None
+        self,
+        func: str | Callable[..., list[Path]],
+        parameters: Parameters | str | Path | Sequence[str | Path],
+        kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, list[Path] | Exception]:
         """Run `func(folder, **kwargs)` for each experiment.
 
         Args:
-            func: `run_train`, `run_projection` or another step; top-level, since it may run in another process.
-            parameters: The experiments.
+            func: "train", "project", or the function: `run_train`, `run_projection` or another step; top-level, since
+                it may run in another process.
+            parameters: The experiments: their folders, or a parameter file that was loaded.
             kwargs: Other arguments of `func`.
 
         Returns:
-            For each experiment the files written, or the exception that ended it.
+            For each experiment (its name; folders as they were given) the files written, or the exception that ended
+            it. For folders, what went wrong is logged as well.
+
+        Raises:
+            UnknownNameError: If there is no such step.
+            MissingFileError: If a folder holds no processed experiment; none has been run then.
         """
-        folders = {name: parameters.folder(name) for name in parameters.experiments}
+        kwargs = dict(kwargs or {})
+        if isinstance(func, str):
+            func, defaults = _step(func)
+            kwargs = defaults | kwargs
+        if isinstance(parameters, Parameters):
+            folders = {name: parameters.folder(name) for name in parameters.experiments}
+            return self._run(func, folders, parameters.experiments, kwargs)
+        given = [parameters] if isinstance(parameters, str | Path) else list(parameters)
+        folders = {str(folder): Path(folder) for folder in given}
+        results = self._run(func, folders, _experiments(folders), kwargs)
+        for name, result in results.items():
+            if isinstance(result, Exception):
+                _LOGGER.error("%s: %s", name, result)
+        return results
+
+    def _run(
+        self,
+        func: Callable[..., list[Path]],
+        folders: Mapping[str, Path],
+        experiments: Mapping[str, Mapping[str, Any]],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, list[Path] | Exception]:
         if not folders:
             return {}
         if self.debug:
@@ -244,11 +295,11 @@ class DISCERNRunner:
             return run_on_ray(
                 self.ray_address,
                 {
-                    name: _task(folder, func, kwargs, parameters.experiments[name].get("training", {}))
+                    name: _task(folder, func, kwargs, experiments[name].get("training", {}))
                     for name, folder in folders.items()
                 },
             )
-        gpus = self._usable_gpus(parameters) if len(folders) > 1 else []
+        gpus = self._usable_gpus(experiments) if len(folders) > 1 else []
         if len(gpus) > 1:
             return _run_on_gpus(folders, gpus, func, kwargs)
         results: dict[str, list[Path] | Exception] = {}
@@ -259,14 +310,37 @@ class DISCERNRunner:
                 results[name] = error
         return results
 
-    def _usable_gpus(self, parameters: Parameters) -> list[int]:
+    def _usable_gpus(self, experiments: Mapping[str, Mapping[str, Any]]) -> list[int]:
         if self.gpus is not None:
             return list(self.gpus)
-        if not any(experiment.get("training", {}).get("GPU") for experiment in parameters.experiments.values()):
+        if not any(experiment.get("training", {}).get("GPU") for experiment in experiments.values()):
             return []
         import tensorflow as tf
 
         return list(range(len(tf.config.list_physical_devices("GPU"))))
+
+
+def _step(name: str) -> tuple[Callable[..., list[Path]], dict[str, Any]]:
+    """Return a step by name, and what its arguments are unless they are given."""
+    projection = {"metadata": (), "infile": None, "all_batches": False, "store_sigmas": False}
+    steps: dict[str, tuple[Callable[..., list[Path]], dict[str, Any]]] = {
+        "train": (run_train, {}),
+        "project": (run_projection, projection),
+    }
+    if name not in steps:
+        raise UnknownNameError(f"there is no step {name!r}{nearest(name, steps)}; steps are {', '.join(steps)}")
+    return steps[name]
+
+
+def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of processed experiments."""
+    found = {}
+    for name, folder in folders.items():
+        file = folder / "parameters.json"
+        if not file.is_file():
+            raise MissingFileError(f"{folder} holds no processed experiment: run `discern process` first")
+        (found[name],) = load_parameters(file).experiments.values()
+    return found
 
 
 def _run_on_gpus(
@@ -284,7 +358,7 @@ def _run_on_gpus(
             # A pool of one for each experiment: a process that is killed takes no other experiment with it.
             with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
                 arguments = {"func": func, "kwargs": kwargs}
-                step = process.submit(run_in_child, run_exp_multiprocess, folders[name], free, _locked_run, arguments)
+                step = process.submit(run_in_child, _with_gpu, folders[name], free, _locked_run, arguments)
                 return step.result()
 
         manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,11 +17,12 @@ from discern.estimators.customlayers import (
     LibrarySizeOutput,
     SigmaRegularization,
     label_offset,
+    regularizer,
 )
 from discern.estimators.fused import xla_works
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _register = keras.saving.register_keras_serializable("discern")
@@ -82,7 +82,7 @@ def create_encoder(
         enc_norm_type,
         _activation(activation_fn),
         regularization,
-        _regularizer(conditional_regularization),
+        regularizer(conditional_regularization),
         dtype,
     )
     latent = keras.layers.Dense(latent_dim, kernel_initializer="he_normal", dtype="float32", name="latent")
@@ -149,7 +149,7 @@ def create_decoder(
         dec_norm_type,
         _activation(activation_fn),
         regularization,
-        _regularizer(conditional_regularization),
+        regularizer(conditional_regularization),
         dtype,
     )
     heads = {
@@ -314,7 +314,7 @@ def _hidden_layers(
     norms: Sequence[str],
     activation: Callable[..., Any],
     dropout: float,
-    regularizer: keras.regularizers.Regularizer | None,
+    of_offsets: keras.regularizers.Regularizer | None,
     dtype: str | None,
 ) -> keras.KerasTensor:
     if len(sizes) != len(norms):
@@ -333,7 +333,7 @@ def _hidden_layers(
         tensor = keras.layers.Dense(size, use_bias=False, kernel_initializer="he_normal", **named("dense"))(tensor)
         tensor = _NORMS[kind](epsilon=1e-3, center=False, scale=False, **named("norm"))(tensor)
         if kind != norm:
-            offset = label_offset(size, regularizer, **named("offset") | {"dtype": "float32"})(labels)
+            offset = label_offset(size, of_offsets, **named("offset") | {"dtype": "float32"})(labels)
             tensor = keras.layers.Add(**named("add"))([tensor, offset])
         tensor = keras.layers.Activation(activation, **named("activation"))(tensor)
         tensor = Dropout(dropout, **named("dropout"))(tensor)
@@ -359,27 +359,3 @@ def _output_layer(output_fn: str | Callable[..., Any] | None, library_size: floa
             raise InvalidInputError(f"output_fn {output_fn!r} needs the library size, input_ds.scale.LSN")
         return LibrarySizeOutput(library_size, output_fn, dtype="float32", name="counts_output")
     return keras.layers.Activation(_activation(output_fn), dtype="float32", name="counts_output")
-
-
-def _regularizer(
-    regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None,
-) -> keras.regularizers.Regularizer | None:
-    """Return the regulariser for `{"name": NAME, ...}`, or the regulariser itself."""
-    if not isinstance(regularization, Mapping):
-        return regularization
-    arguments = dict(regularization)
-    name = arguments.pop("name", None)
-    if name is None:
-        raise InvalidInputError(f"conditional_regularization needs the key 'name'; it has {sorted(arguments)}")
-    from discern.functions import get_function_by_name
-
-    regularizer = get_function_by_name(name) if "." in name else getattr(keras.regularizers, name, None)
-    if regularizer is None:
-        known = [known for known in dir(keras.regularizers) if not known.startswith("_")]
-        raise InvalidInputError(f"conditional_regularization: there is no regulariser {name!r}{nearest(name, known)}")
-    try:
-        return regularizer(**arguments)
-    except Exception as error:
-        raise InvalidInputError(
-            f"conditional_regularization: {name} cannot be made from {arguments}: {error}"
-        ) from error

@@ -112,7 +112,8 @@ def find_model(directory: Path) -> Path | None:
         for name in (LAST, BEST, "best_model.hdf5"):
             if (folder / name).is_file():
                 return folder / name
-        others = sorted(folder.glob("*.hdf5"), key=lambda path: path.stat().st_mtime)
+        others = [path for pattern in ("*.hdf5", "*.h5") for path in folder.glob(pattern) if path.name[0] != "."]
+        others.sort(key=lambda path: path.stat().st_mtime)
         if others:
             return others[-1]
     return None
@@ -354,7 +355,6 @@ def restore(estimator: Any, directory: Path, file: Path | None = None) -> None:
     found = read_model_file(path)
     estimator.scaling, estimator.genes, estimator.batches = found.scaling, found.genes, found.batches
     estimator.build_model(found.n_genes, found.n_labels, found.total_number_cells)
-    estimator.compile(estimator.get_optimizer())
     with estimator.strategy.scope():
         load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
     estimator.start_step = _epochs(found) if found.epoch is None else found.epoch
