@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from scipy import sparse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import anndata
     import numpy.typing as npt
 
@@ -45,6 +48,28 @@ class PrincipalComponents:
         mean, std = (adata.var[f"{name}_scaling"].to_numpy(dtype=np.float64)[genes] for name in ("mean", "var"))
         scaled = loadings[genes] / std[:, np.newaxis]
         return cls(genes, scaled, mean @ scaled)
+
+    @classmethod
+    def found(cls, chunks: Sequence[Matrix], most_genes: int = 1000, most: int = 32) -> Self:
+        """Find the components of some cells that have none: of the genes that vary most, standardised.
+
+        Args:
+            chunks: Log-normalised expression, (n_cells, n_genes) each, as many cells as fit into memory.
+            most_genes: Most genes to use.
+            most: Most components.
+        """
+        from sklearn.decomposition import PCA
+
+        values = sparse.vstack([sparse.csr_matrix(chunk) for chunk in chunks], format="csr").astype(np.float64)
+        mean = np.asarray(values.mean(axis=0)).ravel()
+        std = np.sqrt(np.maximum(np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2, 0))
+        genes = np.sort(np.argsort(-std, kind="stable")[:most_genes])
+        genes = genes[std[genes] > 0]
+        standardised = (values[:, genes].toarray() - mean[genes]) / std[genes]
+        number = min(most, *standardised.shape)
+        axes = PCA(number, random_state=0).fit(standardised).components_.T if number else np.zeros((len(genes), 0))
+        scaled = axes / std[genes, np.newaxis]
+        return cls(genes, scaled, mean[genes] @ scaled)
 
     @property
     def n_components(self) -> int:

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,14 +18,17 @@ import tensorflow as tf
 from anndata.io import write_elem
 
 from discern import progress
-from discern.errors import InvalidInputError
+from discern.components import PrincipalComponents
+from discern.errors import InvalidInputError, UnknownNameError
+from discern.estimators.reconstruction import Coder
+from discern.estimators.utilities_wae import WAE
 from discern.files import UNFINISHED, Scratch, cause_in_system, remove_partial
+from discern.functions import parse_mean_var
 from discern.hdf5 import OutputFile
 from discern.io import iter_blocks, np_one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import pandas as pd
 
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60
+_CHUNK_SIZE = 256
+_CELLS_IN_PICTURES = 2000
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """Within an epoch; a checkpoint of the published network has 570 MB."""
 
@@ -255,30 +261,40 @@ class VisualisationCallback(keras.callbacks.Callback):
 
     Args:
         outdir: Folder for the pictures (`epoch_N_COLUMN.png`, one for each categorical obs column).
-        data: The cells; those with `split == "valid"` of the ten largest batches are drawn, 2000 at the most.
-        batch_size: Number of cells put through the network at once.
+        data: Log-normalised cells with obs `batch`. Those with `split == "valid"`, or all if there is no `split`, of
+            the ten largest batches are drawn. Without principal components in them, some are found.
+        batch_size: Most cells to draw; more are sampled.
         freq: Number of epochs between pictures; one more set is drawn at the end.
+
+    Raises:
+        UnknownNameError: If the cells have no obs `batch`.
     """
 
     max_batches = 10
-    max_cells = 2000
 
-    def __init__(self, outdir: Path, data: DISCERNData, batch_size: int, freq: int = 10) -> None:
+    def __init__(self, outdir: str | Path, data: anndata.AnnData, batch_size: int, freq: int = 10) -> None:
         super().__init__()
-        self.outdir = outdir
+        if "batch" not in data.obs:
+            raise UnknownNameError(f"expected an obs column 'batch', there are {list(data.obs)}")
+        self.outdir = Path(outdir)
         self.batch_size = batch_size
         self.freq = freq
         self.discern: DISCERN | None = None
-        shown = data.obs["split"] == "valid" if "split" in data.obs else np.ones(data.n_obs, dtype=bool)
-        valid = data.obs[shown] if shown.any() else data.obs[data.obs["split"] == "train"]
-        self.batches = list(valid["batch"].value_counts().index[: self.max_batches])
-        chosen = np.flatnonzero(data.obs_names.isin(valid.index[valid["batch"].isin(self.batches)]))
-        if len(chosen) > self.max_cells:
-            chosen = np.sort(np.random.default_rng(0).choice(chosen, self.max_cells, replace=False))
-        self.obs: pd.DataFrame = data.obs.iloc[chosen].copy()
-        self._labels = np_one_hot(self.obs["batch"])
-        self._cells = [block for _, block in iter_blocks(data.X[chosen], 256)]
-        self._components = np.asarray(data.varm["PCs"], dtype=np.float32)
+        batch = data.obs["batch"].astype("category")
+        shown = np.ones(data.n_obs, dtype=bool)
+        if "split" in data.obs:
+            split = data.obs["split"].to_numpy(dtype=str)
+            shown = split == ("valid" if (split == "valid").any() else "train")
+        self.batches = list(batch[shown].value_counts().index[: self.max_batches])
+        chosen = np.flatnonzero(shown & batch.isin(self.batches).to_numpy())
+        if len(chosen) > batch_size:
+            chosen = np.sort(np.random.default_rng(0).choice(chosen, batch_size, replace=False))
+        self.obs: pd.DataFrame = data.obs.assign(batch=batch).iloc[chosen].copy()
+        self._labels = np_one_hot(self.obs["batch"].array)
+        self._cells = [block for _, block in iter_blocks(data.X[chosen], _CHUNK_SIZE)]
+        self._scaling = parse_mean_var(data.var, data.uns.get("fixed_scaling"))
+        described = "PCs" in data.varm and {"mean_scaling", "var_scaling"} <= set(data.var)
+        self._space = PrincipalComponents.of(data) if described else PrincipalComponents.found(self._cells)
         self._scratch: Scratch | None = None
         self._drawing: subprocess.Popen[bytes] | None = None
         self._epoch = self._drawn = -1
@@ -318,22 +334,20 @@ class VisualisationCallback(keras.callbacks.Callback):
             self._scratch = None
 
     def _draw(self, epoch: int) -> None:
-        if self.discern is None:
-            raise InvalidInputError("VisualisationCallback draws what DISCERN.training trains: pass it there")
         self._collect()
         try:
-            self._drawing = self._start_drawing(self.discern, epoch)
+            self._drawing = self._start_drawing(epoch)
         except OSError as error:  # pictures are worth a warning, not a training
             _LOGGER.warning("the pictures of epoch %d cannot be drawn: %s", epoch + 1, cause_in_system(error) or error)
         self._drawn = epoch
 
-    def _start_drawing(self, discern: DISCERN, epoch: int) -> subprocess.Popen[bytes]:
+    def _start_drawing(self, epoch: int) -> subprocess.Popen[bytes]:
         self.outdir.mkdir(parents=True, exist_ok=True)
         if self._scratch is None:
             self._scratch = Scratch("drawing", self.outdir)
         cells = self._scratch.path / "cells.h5ad"
         # h5ad files take no slash in a name; discern.draw turns the names back
-        obsm = {quote(title, safe=""): values for title, values in self._representations(discern).items()}
+        obsm = {quote(title, safe=""): values for title, values in self._representations().items()}
         obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
         with OutputFile(cells) as file:
             write_elem(file, "/", anndata.AnnData(obs=obs, obsm=obsm))
@@ -351,8 +365,17 @@ class VisualisationCallback(keras.callbacks.Callback):
             _LOGGER.warning("the pictures of epoch %d could not be drawn: %s", self._drawn + 1, "".join(lines[-1:]))
         self._drawing = None
 
-    def _representations(self, discern: DISCERN) -> Mapping[str, np.ndarray]:
+    def _coder(self) -> Coder:
+        """Return the network that is trained, by `DISCERN.training` or by `fit` of its Keras model alone."""
+        if self.discern is not None:
+            return self.discern.coder
+        if not isinstance(self.model, WAE):
+            raise InvalidInputError(f"expected a model of `create_model`, got {type(self.model).__name__}")
+        return Coder(self.model, self._scaling)
+
+    def _representations(self) -> Mapping[str, np.ndarray]:
         """Return original, latent and projected cells, expression in PC space."""
+        coder = self._coder()
         targets = np.eye(self._labels.shape[1], dtype=np.float32)
         categories = list(self.obs["batch"].cat.categories)
         parts: dict[str, list[np.ndarray]] = {"original": [], "latent": []}
@@ -360,13 +383,13 @@ class VisualisationCallback(keras.callbacks.Callback):
         for block in self._cells:
             labels = self._labels[begin : begin + block.shape[0]]
             begin += block.shape[0]
-            latent, _ = discern.generate_latent_codes(block, labels, self.batch_size)
-            parts["original"].append(block @ self._components)
+            latent, _ = coder.encode(block, labels, _CHUNK_SIZE)
+            parts["original"].append(self._space.project(block))
             parts["latent"].append(latent)
             for batch in self.batches:
                 target = np.broadcast_to(targets[categories.index(batch)], labels.shape)
-                counts, _ = discern.generate_cells_from_latent(latent, target, self.batch_size)
-                parts.setdefault(f"projected to {batch}", []).append(counts @ self._components)
+                for counts, _ in coder.decode(latent, target, _CHUNK_SIZE):
+                    parts.setdefault(f"projected to {batch}", []).append(self._space.project(counts))
         return {title: np.concatenate(values) for title, values in parts.items()}
 
 
@@ -384,7 +407,7 @@ def create_callbacks(
         early_stopping_limits: Arguments of `DelayedEarlyStopping`; None or empty for none.
         exp_folder: The experiment; logs go to its `job` folder.
         inputdata: The cells for UMAP pictures; without it there are none.
-        umap_cells_no: Cells put through the network at once for the pictures (default: the data's batch size).
+        umap_cells_no: Most cells to draw; None for 2,000.
         profile_batch: Step, or first and last step, that TensorBoard profiles; 0 for none.
         freq_of_viz: Epochs between pictures.
 
@@ -402,6 +425,6 @@ def create_callbacks(
     if early_stopping_limits:
         callbacks.append(DelayedEarlyStopping(**early_stopping_limits))
     if inputdata is not None:
-        batch_size = umap_cells_no or inputdata.batch_size
-        callbacks.append(VisualisationCallback(job / "UMAP", inputdata, batch_size, freq_of_viz))
+        cells = _CELLS_IN_PICTURES if umap_cells_no is None else umap_cells_no
+        callbacks.append(VisualisationCallback(job / "UMAP", inputdata, cells, freq_of_viz))
     return callbacks

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from discern.errors import InvalidInputError, UnsupportedError, nearest
+from discern.errors import InvalidInputError, MissingFileError, UnsupportedError, nearest
 from discern.estimators.customlayers import (
     MMDPP,
     BatchMMD,
@@ -284,23 +284,31 @@ def load_model_from_directory(directory: Path) -> tuple[WAE | None, int]:
     """Read the newest model of an experiment, ready to train on.
 
     Args:
-        directory: The experiment's folder, or the `job` folder in it.
+        directory: The experiment's folder, or the `job` folder in it; or a folder that holds nothing but a model file
+            of the original program, which describes the network itself.
 
     Returns:
-        The model, and the number of epochs that it was trained for; (None, 0) if there is no model.
+        The model, and the number of epochs that it was trained for (0 if that is not known); (None, 0) if there is no
+        model.
 
     Raises:
         InvalidInputError: If the model file is damaged or does not fit the parameters.
-        MissingFileError: If there is a model but no parameters.json.
+        MissingFileError: If there is a model of this program but no parameters.json.
     """
-    from discern.config import load_parameters
+    from discern.config import canonical_experiment, load_parameters
     from discern.estimators.batch_integration import DISCERN
-    from discern.estimators.weights import find_model, parameters_file
+    from discern.estimators.weights import find_model, parameters_file, stored_experiment
 
     model_file = find_model(directory)
     if model_file is None:
         return None, 0
-    (experiment,) = load_parameters(parameters_file(model_file)).experiments.values()
+    try:
+        (experiment,) = load_parameters(parameters_file(model_file)).experiments.values()
+    except MissingFileError:
+        stored = stored_experiment(model_file)
+        if stored is None:
+            raise
+        experiment = canonical_experiment(stored)
     estimator = DISCERN.from_json(experiment)
     estimator.restore_model(directory)
     return estimator.wae_model, estimator.start_step
