@@ -398,7 +398,7 @@ class DISCERN:
             epoch: Epochs that the model has been trained for.
             val_loss: Its validation loss; the lowest so far is kept as best_model.h5.
         """
-        single = _is_model_file(directory)
+        single = weights.is_model_file(directory)
         path = Path(directory) if single else Path(directory) / weights.LAST
         weights.save_model(self._built(), path, epoch, val_loss, self.scaling, self.genes, self.batches)
         if not single:
@@ -577,10 +577,6 @@ class DISCERN:
             cells.write(path, column, value, layers, dtype)
             written.append(path)
         return written
-
-
-def _is_model_file(path: str | Path) -> bool:
-    return Path(path).suffix in (".h5", ".hdf5") and not Path(path).is_dir()
 
 
 def _check_savepath(path: str | Path | None) -> None:

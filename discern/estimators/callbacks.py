@@ -22,6 +22,7 @@ from discern.components import PrincipalComponents
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.estimators.reconstruction import Coder
 from discern.estimators.utilities_wae import WAE
+from discern.estimators.weights import is_model_file
 from discern.files import UNFINISHED, Scratch, cause_in_system, remove_partial
 from discern.functions import parse_mean_var
 from discern.hdf5 import OutputFile
@@ -205,7 +206,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         discern: The estimator that is trained.
-        directory: The experiment's `job` folder.
+        directory: The experiment's `job` folder; or a model file, which is written after every epoch only.
         interval: Seconds between two checkpoints within an epoch; None for ten minutes.
     """
 
@@ -216,11 +217,13 @@ class Checkpoint(keras.callbacks.Callback):
         self.interval = SECONDS_BETWEEN_CHECKPOINTS if interval is None else interval
         self._epoch = self._before = 0
         self._is_rest = False
+        self._is_file = is_model_file(directory)
         self._saved = time.monotonic()
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Clear what a killed training left."""
-        remove_partial(self.directory)
+        if not self._is_file:
+            remove_partial(self.directory)
         self._saved = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -237,7 +240,7 @@ class Checkpoint(keras.callbacks.Callback):
                 self.discern.begun.add_to_metrics(self.model)
         if self._before and steps and done >= steps:
             self._is_rest = self.model.stop_training = True
-        elif time.monotonic() - self._saved >= self.interval:
+        elif not self._is_file and time.monotonic() - self._saved >= self.interval:
             if np.isfinite(float((logs or {}).get("loss", 0.0))):
                 self.discern.save_unfinished(self.directory, self._epoch, done)
             self._saved = time.monotonic()
@@ -249,7 +252,8 @@ class Checkpoint(keras.callbacks.Callback):
             if self._is_rest:
                 self.model.stop_training = False
             self.discern.save(self.directory, epoch=epoch + 1, val_loss=logs.get("val_loss"))
-            (self.directory / UNFINISHED).unlink(missing_ok=True)
+            if not self._is_file:
+                (self.directory / UNFINISHED).unlink(missing_ok=True)
         self._saved = time.monotonic()
 
 

@@ -102,6 +102,11 @@ class Begun:
                 variable.assign(variable.numpy() + values)
 
 
+def is_model_file(path: str | Path) -> bool:
+    """Return whether a place to save a model to is meant as one file, not as a folder."""
+    return Path(path).suffix in (".h5", ".hdf5") and not Path(path).is_dir()
+
+
 def find_model(directory: Path) -> Path | None:
     """Return the newest model file of an experiment, or None.
 
