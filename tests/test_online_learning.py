@@ -737,7 +737,7 @@ class TestMistakes:
 
 
 STAGES = {
-    "reading": "discern.preprocessing.read_raw_input",
+    "reading": "discern.reading.read_raw_input",
     "writing cells": "discern.online_cells.write_blocks",
     "writing records": "discern.online_learning.write_records",
     "weights": "discern.online_learning.update_model",
