@@ -123,6 +123,10 @@ def merge_data_sets(
         ((4, 1), {0: 'a', 1: 'b'})
     """
     check_names(raw_inputs)
+    for key, adata in raw_inputs.items():
+        with reading(key, "cannot be used"):
+            check_texts(pd.DataFrame(index=adata.obs_names), "obs")
+            check_texts(pd.DataFrame(index=adata.var_names), "var")
     raw_inputs = {key: only_genes(adata, key) for key, adata in raw_inputs.items()}
     batches = {key: batches_of(key, adata.obs, batch_keys.get(key)) for key, adata in raw_inputs.items()}
     for note in check_batches(batches):
@@ -134,9 +138,6 @@ def merge_data_sets(
         _LOGGER.info("%s", note)
     obs, renamed_obs = _merged_obs(raw_inputs, batches)
     var, renamed_var = _merged_var(raw_inputs, matched)
-    with reading(", ".join(raw_inputs), "cannot be used"):
-        check_texts(obs, "obs")
-        check_texts(var, "var")
     merged = ad.AnnData(
         X=_stacked([_with_genes(adata, matched.columns[key]) for key, adata in raw_inputs.items()]), obs=obs, var=var
     )

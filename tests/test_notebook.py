@@ -251,16 +251,19 @@ def test_nothing_is_overwritten_or_made_of_nothing(cells: ad.AnnData, tmp_path: 
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_backed_and_repeated_gene_names(cells: ad.AnnData, tmp_path: Path) -> None:
+def test_backed_and_repeated_gene_names(cells: ad.AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique")
         cells.var_names = ["gene0", *cells.var_names[:-1]]
         cells.write_h5ad(tmp_path / "cells.h5ad")
         backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
 
-    data = Reconstructor(**PARAMETERS)._process(backed, "protocol", None)
+    with caplog.at_level("WARNING", logger="discern"):
+        data = Reconstructor(**PARAMETERS)._process(backed, "protocol", None)
 
-    assert data.n_vars == 30
+    assert data.n_vars == 28
+    assert "gene0" not in data.var_names
+    assert "these 2 genes are left out" in caplog.text
     assert list(backed.var_names[:2]) == ["gene0", "gene0"]
 
 

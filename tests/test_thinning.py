@@ -98,7 +98,12 @@ def test_streamed_cells_are_thinned_too(data: DISCERNData, tmp_path: object) -> 
 def test_training_takes_the_parameter(data: DISCERNData, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     batches = DISCERNData.batches
-    monkeypatch.setattr(DISCERNData, "batches", lambda self, thin_counts: asked.append(thin_counts) or batches(self))
+
+    def batches_asked(self: DISCERNData, thin_counts: float, begun: int) -> object:
+        asked.append(thin_counts)
+        return batches(self, begun=begun)
+
+    monkeypatch.setattr(DISCERNData, "batches", batches_asked)
     model = {"latent_dim": 2, "layers": [4], "norm_type": ["layernorm"]}
     for training in ({"thin_counts": 0.4}, {}):
         DISCERN.from_json({"model": model, "training": {"XLA": False, **training}}).training(data, max_steps=1)

@@ -114,10 +114,15 @@ def test_reconstruction_loss_leaves_its_argument_alone() -> None:
     assert loss_type == {"name": "HuberLoss", "delta": 9.0}
 
 
-@pytest.mark.parametrize("name", ["HuberLos", "Loss", "get", "__name__", "os.system", "deserialize"])
+@pytest.mark.parametrize("name", ["HuberLos", "Loss", "get", "__name__", "deserialize"])
 def test_unknown_reconstruction_loss(name: str) -> None:
     with pytest.raises(UnknownNameError, match=f"there is no loss '{name}'"):
         reconstruction_loss(name)
+
+
+def test_reconstruction_loss_of_a_library_that_files_may_not_name() -> None:
+    with pytest.raises(InvalidInputError, match=r"'os\.system' is refused"):
+        reconstruction_loss("os.system")
 
 
 def test_unknown_reconstruction_loss_is_a_key_error_that_helps() -> None:
