@@ -98,6 +98,7 @@ def reconstruct(
         Hausmann et al., Genome Biology 24:212 (2023).
 
     Example:
+        >>> import anndata as ad
         >>> from discern.datasets import lung_cell_lines
         >>> small = ad.concat([ad.read_h5ad(path)[:40] for path in lung_cell_lines().values()])[:, :3000].copy()
         >>> result = reconstruct(

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 
 def check_config(made: Any) -> Any:
-    """An argument of `__init__` is an attribute and a key of the config; an equal object comes back from it."""
+    """An argument of `__init__` is an attribute and a key of the config; an equal object comes back from it.
+
+    `dynamic` is an argument of the published layers that Keras 3 does not keep.
+    """
     config = made.get_config()
     arguments = [
         parameter.name
         for parameter in inspect.signature(vars(type(made)).get("__init__", lambda self: None)).parameters.values()
-        if parameter.name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        if parameter.name not in ("self", "dynamic") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     for argument in arguments:
         assert argument in config, f"{type(made).__name__}.get_config lacks {argument!r}"

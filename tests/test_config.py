@@ -70,6 +70,7 @@ def test_defaults_are_the_published_ones() -> None:
     for path in ("input_ds/scale", "input_ds/n_cpus_preprocessing", "training/GPU", "training/parallel_pc"):
         published = _with(published, path, ...)
     published = _with(_with(published, "model/conditional_regularization", ...), "hyperparameter_search", ...)
+    published = _with(_with(published, "model/crossentropy", ...), "model/weighting_decoder_dropout", ...)
     canonical = config.canonical_experiment(published)
     assert left_out == canonical
     assert left_out["input_ds"]["scale"] == {}

@@ -79,7 +79,8 @@ def test_layer_is_a_keras_layer(tmp_path: Path) -> None:
 
 def estimator(**changed: object) -> DISCERN:
     side = {"layers": [16], "norm_type": ["conditionallayernorm"]}
-    model = DISCERN(latent_dim=4, encoder=side, decoder=side, activation_fn=MISH, seed=1, **changed)  # type: ignore[arg-type]
+    given = {"latent_dim": 4, "encoder": side, "decoder": side, "weighting_decoder_dropout": 10000.0, "seed": 1}
+    model = DISCERN(activation_fn=MISH, **given, **changed)  # type: ignore[arg-type]
     model.build_model(20, 2, 64)
     model.compile(model.get_optimizer())
     return model

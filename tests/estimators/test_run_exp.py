@@ -425,18 +425,20 @@ class TestMultiprocess:
         free: queue.Queue[int] = queue.Queue()
         free.put(3)
 
-        def step(folder: Path, number: int) -> tuple[Path, int, str, bool]:
-            return folder, number, os.environ["CUDA_VISIBLE_DEVICES"], free.empty()
+        seen: list[tuple[Path, int, str, bool]] = []
 
-        assert run_exp_multiprocess(tmp_path, free, step, {"number": 1}) == (tmp_path, 1, "3", True)
+        def step(folder: Path, number: int) -> None:
+            seen.append((folder, number, os.environ["CUDA_VISIBLE_DEVICES"], free.empty()))
+
+        assert run_exp_multiprocess(tmp_path, free, step, {"number": 1}) == 0
+        assert seen == [(tmp_path, 1, "3", True)]
         assert free.get_nowait() == 3
 
     def test_gives_it_back_after_a_failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         free: queue.Queue[int] = queue.Queue()
         free.put(3)
-        with pytest.raises(FileNotFoundError):
-            run_exp_multiprocess(tmp_path / "nowhere", free, os.listdir)
+        assert run_exp_multiprocess(tmp_path / "nowhere", free, os.listdir) == 1
         assert free.get_nowait() == 3
 
     def test_waits_for_a_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +446,10 @@ class TestMultiprocess:
         free: queue.Queue[int] = queue.Queue()
         timer = threading.Timer(0.2, free.put, [1])
         timer.start()
-        assert run_exp_multiprocess(tmp_path, free, lambda folder: os.environ["CUDA_VISIBLE_DEVICES"]) == "1"
+        seen: list[str] = []
+        step = lambda folder: seen.append(os.environ["CUDA_VISIBLE_DEVICES"])  # noqa: E731
+        assert run_exp_multiprocess(tmp_path, free, step) == 0
+        assert seen == ["1"]
         timer.join()
 
 
