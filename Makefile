@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --runslow
 
-# The tests on each Python of PYTHONS, then with the lowest versions allowed; TESTS="tests/test_io.py" for some of them.
+# The tests on each Python of PYTHONS, then with the lowest versions allowed; TESTS="tests/data/test_processed.py" for some of them.
 test-matrix: $(VENV)/.installed-release
 	$(BIN)/python tools/test_matrix.py $(PYTHONS:%=--python %) --lowest $(firstword $(PYTHONS)) -- $(TESTS)
 
@@ -29,6 +29,7 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

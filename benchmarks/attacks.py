@@ -121,7 +121,7 @@ class Lab:
             os.chdir(self.root)
             if prepare is not None:
                 prepare()
-            from discern import cli
+            from discern.cli import commands as cli
 
             code = 0
             self.library.faults_arm(os.fsencode(self.runs), at, error)
@@ -436,14 +436,7 @@ def import_all() -> None:
     import tensorflow  # noqa: F401
 
     with contextlib.suppress(ImportError):
-        import discern.demo
-        import discern.evaluation
-        import discern.experiments
-        import discern.inspection
-        import discern.notebook
-        import discern.online_learning
-        import discern.preprocessing
-        import discern.report  # noqa: F401
+        import discern.evaluation.report  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -525,9 +525,9 @@ def command(*arguments: str) -> Callable[[], int]:
     """Return what runs `discern` with these arguments."""
 
     def call() -> int:
-        from discern import cli
+        from discern.cli import commands
 
-        cli.cli(list(arguments), prog_name="discern")
+        commands.cli(list(arguments), prog_name="discern")
         return 0
 
     return call
@@ -676,10 +676,11 @@ def raw_attacks(paths: dict[str, Path], lazy: bool = False) -> Iterator[Attack]:
 
 def _without_memory(call: Callable[[], int]) -> Callable[[], int]:
     def lazily() -> int:
-        from discern import blocks, preprocessing
+        from discern.data import chunks
+        from discern.preprocessing import recipe
 
-        blocks.memory_budget = preprocessing.memory_budget = lambda: 0
-        blocks._BLOCK_ENTRIES = GENES * 16
+        chunks.memory_budget = recipe.memory_budget = lambda: 0
+        chunks._BLOCK_ENTRIES = GENES * 16
         return call()
 
     return lazily
@@ -988,8 +989,8 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only attacks with this in their names")
     parser.add_argument("--show", action="store_true", help="print every answer")
     options = parser.parse_args()
-    import discern.experiments
-    import discern.preprocessing  # noqa: F401 (once, for all child processes)
+    import discern.experiment.process
+    import discern.preprocessing.recipe  # noqa: F401 (once, for all child processes)
 
     warnings.simplefilter("ignore")
     tried: collections.Counter[str] = collections.Counter()

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from discern import config
+from discern.config import reading
 from discern.errors import UserError
-from discern.text import LONGEST_MESSAGE, has_control, message
+from discern.runtime.text import LONGEST_MESSAGE, has_control, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,7 +164,7 @@ def attack_files(count: int, seed: int, folder: Path) -> tuple[int, list[str]]:
     search = json.loads((ROOT / "hyperparameter_search.json").read_text())
     path, bad = folder / "mutated.json", []
     for _ in range(count):
-        base, read = generator.choice([(parameters, config.load_parameters), (search, config.load_search)])
+        base, read = generator.choice([(parameters, reading.load_parameters), (search, reading.load_search)])
         text, done = mutated(base, generator)
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         if wrong := verdict(lambda read=read: read(path)):
@@ -237,11 +237,12 @@ def small(cells: Path, experiments_dir: Path) -> dict[str, Any]:
 
 def run_all(path: Path) -> None:
     """Process, train and project what a parameter file describes."""
-    from discern import experiments
-    from discern.estimators.run_exp import run_projection, run_train
+    from discern.experiment import process
+    from discern.experiment.project import run_projection
+    from discern.experiment.train import run_train
 
-    parameters = config.load_parameters(path)
-    for name, result in experiments.process(parameters, with_tfrecords=False).items():
+    parameters = reading.load_parameters(path)
+    for name, result in process.process(parameters, with_tfrecords=False).items():
         if isinstance(result, Exception):
             raise result
         training = parameters.experiments[name]["training"]
@@ -264,7 +265,7 @@ def attack_runs(count: int, seed: int, folder: Path) -> tuple[int, list[str]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                config.load_parameters(path)
+                reading.load_parameters(path)
         except UserError:
             continue
         ran += 1

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from discern.data.writers import write_blocks
 from discern.datasets import lung_cell_lines
-from discern.progress import track
-from discern.writing import write_blocks
+from discern.runtime.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

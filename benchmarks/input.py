@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from discern import DISCERN, DISCERNData
-from discern.blocks import read_cells
-from discern.config import load_parameters
+from discern.config.reading import load_parameters
+from discern.data.chunks import read_cells
 
 _BUFFER = 10_000
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from discern.mmd import SCALES, mmd_loss
+from discern.metrics.two_sample import SCALES, mmd_loss
 
 
 def plain_mmd_loss(random_cells: np.ndarray, valid_cells: np.ndarray, sigma: float) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 from quality import LSN, REFERENCE, SOURCE, average, log_normalise, main_pair, row
 from scipy import sparse
 
-from discern.agreement import GroupStatistics, agreement
+from discern.metrics.gene_agreement import GroupStatistics, agreement
 
 if TYPE_CHECKING:
     import anndata as ad

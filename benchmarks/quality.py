@@ -29,14 +29,14 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from discern.agreement import GroupStatistics, agreement
-from discern.config import canonical_experiment
+from discern.config.reading import canonical_experiment
+from discern.data.minibatches import number_of_epochs
+from discern.data.processed import DISCERNData
 from discern.datasets import lung_cell_lines
-from discern.estimators.batch_integration import DISCERN
-from discern.functions import number_of_epochs
-from discern.io import DISCERNData
-from discern.neighbours import other_batch_share
-from discern.preprocessing import WAERecipe
+from discern.metrics.gene_agreement import GroupStatistics, agreement
+from discern.metrics.latent_space import other_batch_share
+from discern.model.estimator import DISCERN
+from discern.preprocessing.recipe import WAERecipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -20,9 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from discern.estimators.losses import DummyLoss, HuberLoss, MaskedCrossEntropy
-from discern.estimators.optimizers import RectifiedAdam
-from discern.estimators.utilities_wae import WAE, create_decoder, create_encoder, create_model
+from discern.networks.autoencoder import WAE, create_decoder, create_encoder, create_model
+from discern.networks.losses import DummyLoss, HuberLoss, MaskedCrossEntropy
+from discern.networks.optimizers import RectifiedAdam
 
 if TYPE_CHECKING:
     from collections.abc import Callable

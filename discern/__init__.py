@@ -17,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from discern.estimators.batch_integration import DISCERN
-    from discern.io import DISCERNData
-    from discern.notebook import Reconstructor, reconstruct
-    from discern.preprocessing import WAERecipe
+    from discern.data.processed import DISCERNData
+    from discern.model.estimator import DISCERN
+    from discern.preprocessing.recipe import WAERecipe
+    from discern.reconstructor import Reconstructor, reconstruct
 
 __version__ = "2.0.0"
 
@@ -29,9 +29,9 @@ __all__ = ["DISCERN", "DISCERNData", "Reconstructor", "WAERecipe", "__version__"
 _LAZY = {
     "DISCERN": "discern.estimators.batch_integration",
     "DISCERNData": "discern.io",
-    "Reconstructor": "discern.notebook",
+    "Reconstructor": "discern.reconstructor",
     "WAERecipe": "discern.preprocessing",
-    "reconstruct": "discern.notebook",
+    "reconstruct": "discern.reconstructor",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 try:
-    from discern import cli
+    from discern.cli import commands as cli
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 

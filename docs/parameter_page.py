@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from discern.config import schema
+from discern.config.reading import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,23 +18,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="discern-state-")  # what commands remember of their user
 
-DATA = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow as well")
 
 
-# test_cluster before the searches: after many sessions of Ray in one process, its actors no longer start.
+# test_ray_cluster before the searches: after many sessions of Ray in one process, its actors no longer start.
 _FIRST = (
     "test_docs.py",
-    "test_cluster.py",
-    "test_hyperparameter_search.py",
-    "test_hyperparameter_search_trial.py",
-    "test_online_learning.py",
-    "test_batch_integration.py",
+    "test_ray_cluster.py",
+    "test_tuner.py",
+    "test_trial.py",
+    "test_online.py",
+    "test_estimator.py",
 )
-_WITH_RAY = ("test_cluster.py", "test_hyperparameter_search.py", "test_hyperparameter_search_trial.py")
+_WITH_RAY = ("test_ray_cluster.py", "test_tuner.py", "test_trial.py")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of numbers that the original program produced."""
-    return DATA / "golden"
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")

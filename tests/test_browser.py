@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from discern.evaluation import evaluate
+from discern.experiment.evaluate import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

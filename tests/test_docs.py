@@ -23,10 +23,10 @@ from nbclient import NotebookClient
 from traitlets.config import Config
 
 import discern
-from discern.cli import cli, merge_parameter
-from discern.config import schema
-from discern.descriptions import DESCRIPTIONS
-from discern.estimators.run_exp import run_projection
+from discern.cli.commands import cli, merge_parameter
+from discern.config.descriptions import DESCRIPTIONS
+from discern.config.reading import schema
+from discern.experiment.project import run_projection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

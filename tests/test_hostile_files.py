@@ -16,18 +16,20 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import attacks_files as attacks
-from discern import blocks, cli, foreign
-from discern.blocks import iter_blocks, read_cells
-from discern.config import load_parameters
+from discern.cli import commands
+from discern.config.reading import load_parameters
+from discern.data import chunks
+from discern.data.chunks import iter_blocks, read_cells
+from discern.data.processed import DISCERNData
+from discern.data.records import current_records, write_records
 from discern.errors import InvalidInputError, MissingFileError
-from discern.estimators import weights
-from discern.io import DISCERNData
-from discern.merging import merge_data_sets
-from discern.preprocessing import WAERecipe
-from discern.reading import read_raw_input
-from discern.tfrecords import current_records, write_records
-from tests.estimators.networks import make_model
-from tests.estimators.test_weights import trained_model
+from discern.inputs.merging import merge_data_sets
+from discern.inputs.readers import read_raw_input
+from discern.model import checkpoint
+from discern.preprocessing.recipe import WAERecipe
+from discern.runtime import foreign
+from tests.model.test_checkpoint import trained_model
+from tests.support.networks import make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +91,7 @@ def test_sparse_matrix_that_does_not_hold_together(copied: Callable[[str], Path]
 def test_sparse_matrix_that_is_read_block_by_block(
     copied: Callable[[str], Path], source: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", attacks.GENES * 16)
+    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", attacks.GENES * 16)
     path = copied(source)
     attacks.break_sparse(path, "X", change)
     told(path, lambda: list(iter_blocks(read_cells(path, budget=0).X)))
@@ -153,7 +155,7 @@ def test_parameters_from_a_named_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "parameters.json")
     with pytest.raises(InvalidInputError, match=r"parameters\.json: expected a file, this is a named pipe"):
         load_parameters(tmp_path / "parameters.json")
-    result = CliRunner().invoke(cli.cli, ["info", str(tmp_path / "parameters.json")])
+    result = CliRunner().invoke(commands.cli, ["info", str(tmp_path / "parameters.json")])
     assert result.exit_code == 2
 
 
@@ -229,7 +231,7 @@ def test_broken_processed_cells(processed: Path, change: str) -> None:
 
 
 def test_value_that_is_no_number_is_found_block_by_block(processed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "memory_budget", lambda: 0)
+    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
     with h5py.File(processed, "a") as file:
         file["X/data"][-1] = np.nan
     data = DISCERNData.read_h5ad(processed, 4)
@@ -259,7 +261,7 @@ def test_damaged_records_are_told(
 ) -> None:
     import tensorflow as tf
 
-    monkeypatch.setattr(blocks, "memory_budget", lambda: 0)
+    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
     folder = Path(shutil.copytree(experiment, tmp_path / "cells"))
     data = DISCERNData.from_folder(folder, 4)
     (shard,) = (folder / "TF_records").glob("training*")
@@ -294,12 +296,12 @@ def test_lost_shards_are_not_used(experiment: Path, tmp_path: Path, caplog: pyte
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from discern.estimators.optimizers import RectifiedAdam
+    from discern.networks.optimizers import RectifiedAdam
 
     path = tmp_path_factory.mktemp("model") / "last_model.h5"
     scaling = np.zeros(20, "f4"), np.ones(20, "f4")
     names = [f"gene{number}" for number in range(20)]
-    weights.save_model(trained_model(RectifiedAdam(1e-5)), path, 3, 0.5, scaling, names, ["a", "b"])
+    checkpoint.save_model(trained_model(RectifiedAdam(1e-5)), path, 3, 0.5, scaling, names, ["a", "b"])
     return path
 
 
@@ -309,15 +311,15 @@ _ELSEWHERE = (f"n_genes {attacks.GENES + 1}", "n_labels 5", "genes other")
 
 @pytest.mark.parametrize("change", [name for name in attacks.BROKEN_MODELS if name not in _ELSEWHERE])
 def test_broken_models(model_file: Path, tmp_path: Path, change: str) -> None:
-    from discern.estimators.optimizers import RectifiedAdam
+    from discern.networks.optimizers import RectifiedAdam
 
     path = Path(shutil.copyfile(model_file, tmp_path / "last_model.h5"))
     with h5py.File(path, "a") as file:
         attacks.BROKEN_MODELS[change](file)
 
     def read() -> None:
-        weights.read_model_file(path)
-        weights.load_weights(make_model(), path, RectifiedAdam(1e-5))
+        checkpoint.read_model_file(path)
+        checkpoint.load_weights(make_model(), path, RectifiedAdam(1e-5))
 
     told(path, read)
 
@@ -329,25 +331,25 @@ def test_weight_that_is_no_number_is_named(model_file: Path, tmp_path: Path) -> 
     model = make_model()
     before = model.get_weights()
     with pytest.raises(InvalidInputError, match="encoder_dense_0/kernel: 1 of 320 values is not a number, infinite or"):
-        weights.load_weights(model, path)
+        checkpoint.load_weights(model, path)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 def test_weight_of_the_original_that_is_no_number(original_experiment: Path) -> None:
-    from tests.estimators.networks import make_original_model
+    from tests.support.networks import make_original_model
 
     path = original_experiment / "job" / "best_model.hdf5"
     with h5py.File(path, "a") as file:
         file["model_weights/encoder/latent/bias:0"][0] = np.inf
-    told(path, lambda: weights.load_weights(make_original_model(), path))
+    told(path, lambda: checkpoint.load_weights(make_original_model(), path))
 
 
 @pytest.mark.parametrize("change", attacks.MALICIOUS)
 def test_models_that_lead_elsewhere(model_file: Path, tmp_path: Path, change: str) -> None:
     path = Path(shutil.copyfile(model_file, tmp_path / "last_model.h5"))
     attacks._malicious(path, "weights/encoder_dense_0/kernel", change, tmp_path)
-    told(path, lambda: weights.read_model_file(path))
+    told(path, lambda: checkpoint.read_model_file(path))
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Run the tests on several versions of Python, and on the lowest versions of the libraries that pyproject.toml allows.
 
-    python tools/test_matrix.py --python 3.11 --python 3.12 --lowest 3.11 -- tests/test_io.py
+    python tools/test_matrix.py --python 3.11 --python 3.12 --lowest 3.11 -- tests/data/test_processed.py
 
 A version of Python that is neither installed nor can be downloaded by uv is skipped, and named at the end.
 """

@@ -1,0 +1,394 @@
+"""Reading of `parameters.json` and of the hyperparameter search file.
+
+Everything that can be wrong in such a file is found here, before any work starts, and told in one line: the path of the
+key, what was expected, what came. The rest of the program gets plain dictionaries in one canonical form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+
+from discern.config.arguments import names_taken
+from discern.config.fields import Refused, check_path, expected_of, shown
+from discern.config.schema import Experiment, ParameterFile, Section, WithArguments
+from discern.config.search import SearchFile, SearchSpaceLeaf
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UserError, nearest
+from discern.runtime.foreign import check_file
+from discern.runtime.text import has_control
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+
+_DEEPEST = 50
+_UNFIT = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A parameter file, validated.
+
+    Attributes:
+        path: the file.
+        experiments_dir: the folder that holds a folder for each experiment.
+        experiments: canonical form of each experiment, by name (see `canonical_experiment`).
+        given: the same as they stand in the file.
+    """
+
+    path: Path
+    experiments_dir: Path
+    experiments: dict[str, dict[str, Any]]
+    given: dict[str, dict[str, Any]] = field(repr=False)
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an experiment."""
+        return self.experiments_dir / name
+
+
+def load_parameters(path: Path) -> Parameters:
+    """Read and validate a parameter file, full or of one experiment.
+
+    Args:
+        path: a full file, or the `parameters.json` in an experiment's folder: then the experiment has the name of that
+            folder and belongs to the folder above.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it is no JSON, or a value is not what is expected.
+        UnknownNameError: if a key or a name is unknown, given twice, or lacking.
+        UnsupportedError: if it asks for something that exists no more.
+    """
+    content = read_json(path)
+    with _naming(path):
+        if "experiments" in content or "exp_param" in content:
+            parsed = _validate(ParameterFile, content)
+            experiments_dir = Path(parsed.exp_param.experiments_dir)
+            given, experiments = content["experiments"], parsed.experiments
+        else:
+            folder = path.absolute().parent
+            experiments_dir, given = folder.parent, {folder.name: content}
+            experiments = {folder.name: _validate(Experiment, content)}
+        _check_names(experiments)
+        for name, experiment in experiments.items():
+            if experiment.input_ds.raw_input is None:
+                raise UnknownNameError(f"{name}: 'input_ds.raw_input' is lacking: the list of the files to read")
+            for file in experiment.input_ds.raw_input:
+                _check_raw_path(name, file)
+        _check_folder(experiments_dir)
+    return Parameters(path, experiments_dir, {name: _as_dict(value) for name, value in experiments.items()}, given)
+
+
+def canonical_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate one experiment and return it in canonical form.
+
+    Args:
+        experiment: EXPERIMENT as in a file, or some of its sections; tuples, paths and numpy numbers are accepted.
+
+    Returns:
+        A new dictionary with the sections "input_ds", "model" and "training". Old spellings are translated; `layers`,
+        `norm_type`, `regularization` and `conditional_regularization` are inside `encoder` and `decoder`, in the order
+        in which each applies them; published defaults are filled in. A key that is absent or null, and whose absence
+        means something ("LSN", "fixed_scaling", "GPU", ...), is absent; "output_fn" is always there.
+
+    Raises:
+        InvalidInputError: if a value is not what is expected.
+        UnknownNameError: if a key or a name is unknown, given twice, or lacking.
+        UnsupportedError: if it asks for something that exists no more.
+
+    Example:
+        >>> model = canonical_experiment({"model": {"layers": [64, 32], "regularization": 0}})["model"]
+        >>> model["decoder"]["layers"], model["decoder"]["regularization"], model["latent_dim"]
+        ([32, 64], 0.0, 48)
+    """
+    return _as_dict(_validate(Experiment, _jsonlike(experiment)))
+
+
+def load_search(path: Path) -> dict[str, Any]:
+    """Read and validate a hyperparameter search file; returns its content, less what of `setup` has no effect.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it is no JSON, or a value is not what is expected.
+        UnknownNameError: if a key or a name is unknown.
+        UnsupportedError: if it asks for something that exists no more.
+    """
+    content = read_json(path)
+    with _naming(path):
+        parsed = _validate(SearchFile, content)
+        _check_search_space(content["search_space"], Experiment, ("search_space",))
+        for key in content["search_space"]:
+            if key not in ("model", "training"):
+                raise InvalidInputError(
+                    f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed"
+                )
+    return content | {"setup": parsed.setup.given()}
+
+
+def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return one full parameter file with the experiments of several, relative to the folder that they share.
+
+    Args:
+        paths: full parameter files, or those in experiments' folders.
+
+    Raises:
+        InvalidInputError: if an experiment is given twice, or as for `load_parameters`.
+    """
+    given: dict[Path, dict[str, Any]] = {}
+    for path in paths:
+        parameters = load_parameters(path)
+        for name, experiment in parameters.given.items():
+            folder = parameters.folder(name).absolute()
+            if folder in given:
+                raise InvalidInputError(f"{path}: experiment {folder} is given twice")
+            given[folder] = experiment
+    common = Path(os.path.commonpath([folder.parent for folder in given]))
+    shared = common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
+    experiments = {folder.relative_to(common).as_posix(): experiment for folder, experiment in given.items()}
+    return {"exp_param": {"experiments_dir": str(shared)}, "experiments": experiments}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `parameters.json`, for editors.
+
+    Example:
+        >>> schema()["$defs"]["Filtering"]["properties"]["min_cells"]["description"]
+        'A gene is kept if it is detected in at least so many of the kept cells.'
+    """
+    from discern.config.descriptions import DESCRIPTIONS
+
+    content = TypeAdapter(ParameterFile | Experiment).json_schema()
+    for section, definition in content["$defs"].items():
+        for key, value in definition["properties"].items():
+            if key in DESCRIPTIONS.get(section, {}):
+                value["description"] = DESCRIPTIONS[section][key]
+    described = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "DISCERN parameters"}
+    return described | content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object; strict: no duplicate keys, NaN or infinity.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it cannot be read or is not such JSON.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            check_file(path)
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InvalidInputError(f"{path}: expected a JSON file, got a folder") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path}: cannot be read as text: {error}") from None
+    try:
+        content = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+            parse_int=_short_integer,
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(
+            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise InvalidInputError(
+            f"{path}: not valid JSON for this program: objects are nested more than {_DEEPEST} deep"
+        ) from None
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{path}: expected an object {{...}}, got {shown(content)}")
+    with _naming(path):
+        _check_texts(content, ())
+    return content
+
+
+def _check_raw_path(name: str, file: str) -> None:
+    try:
+        check_path(file)
+    except Refused as refused:
+        raise InvalidInputError(f"{name}: input_ds.raw_input: {refused}") from None
+
+
+def _check_folder(experiments_dir: Path) -> None:
+    """Refuse a folder that is or lies in something that is none."""
+    for place in (experiments_dir, *experiments_dir.parents):
+        with contextlib.suppress(OSError):  # a place that cannot be looked at is told when it is used
+            if place.exists():
+                if not place.is_dir():
+                    raise InvalidInputError(f"exp_param.experiments_dir: expected a folder, {place} is none")
+                return
+
+
+def _check_search_space(tree: Any, section: type[Section] | None, path: tuple[str, ...]) -> None:
+    if not isinstance(tree, dict) or not tree:
+        raise InvalidInputError(f'{_dotted(path)}: expected {{"type", "name", "args"}}, got {shown(tree)}')
+    if "type" in tree:
+        _validate(SearchSpaceLeaf, tree, path)
+        return
+    for key, branch in tree.items():
+        if section is None or (key not in section.model_fields and not _takes_argument(section, key)):
+            known = section.model_fields if section else ()
+            raise UnknownNameError(f"{_dotted((*path, key))}: no such parameter{nearest(key, known)}")
+        _check_search_space(branch, _section_at(section, (key,)), (*path, key))
+
+
+def _takes_argument(section: type[Section], key: str) -> bool:
+    if not issubclass(section, WithArguments):
+        return False
+    return section.kind == "loss" or key in names_taken(section.kind)  # the published file varies a lost one's
+
+
+def _check_texts(tree: Any, place: tuple[Any, ...]) -> None:
+    """Refuse what no part of a file has a use for: deep nesting, and text that cannot be written anywhere."""
+    if len(place) > _DEEPEST:
+        raise InvalidInputError(
+            f"{_dotted(place[:3])}...: not valid JSON for this program: objects are nested more than {_DEEPEST} deep"
+        )
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        entries = tree.items()
+    elif isinstance(tree, list):
+        entries = enumerate(tree)
+    elif isinstance(tree, str) and (unfit := _UNFIT.search(tree)):
+        raise InvalidInputError(f"{_dotted(place)}: the character U+{ord(unfit[0]):04X} cannot stand in a text")
+    for key, value in entries:
+        _check_texts(value, (*place, key))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} is given twice in one object")
+        found[key] = value
+    return found
+
+
+def _finite_number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"expected finite numbers, got {text}")
+    return number
+
+
+def _short_integer(text: str) -> int:
+    if len(text) > 30:
+        raise ValueError(f"expected numbers of at most 30 figures, got {text[:10]}... of {len(text)}")
+    return int(text)
+
+
+def _check_names(names: Collection[str]) -> None:
+    for name in names:
+        for part in name.split("/"):
+            unfit = (
+                not part.strip()
+                or part.startswith(".")
+                or "\\" in part
+                or has_control(part)
+                or len(part.encode()) > 200
+            )
+            if unfit or name == "discern.log":
+                raise InvalidInputError(
+                    f"experiments: expected names of folders below experiments_dir (none starts with '.'), "
+                    f"got {name[:100]!r}"
+                )
+        for other in names:
+            if other.startswith(f"{name}/"):
+                raise InvalidInputError(f"experiments: {other!r} lies in the folder of {name!r}: rename one of them")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's path before the message of an error of the user."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _validate(section: Any, content: Any, path: tuple[str, ...] = ()) -> Any:
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        raise _in_one_line(error, section, path) from None
+
+
+def _in_one_line(error: ValidationError, root: type[Section], path: tuple[str, ...]) -> UserError:
+    first, *others = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    place = first["loc"]
+    kind: type[UserError] = InvalidInputError
+    match first["type"], first.get("ctx", {}):
+        case "extra_forbidden", _:
+            known = _section_at(root, place[:-1])
+            kind, text = UnknownNameError, f"unknown key{nearest(str(place[-1]), known.model_fields if known else ())}"
+        case "missing", _:
+            kind, text = UnknownNameError, "this key is lacking"
+        case "value_error", {"error": Refused() as refused}:
+            kind, text = refused.kind, str(refused)
+        case _:
+            text = expected_of(first)
+    more = f" (and {len(others)} more)" if others else ""
+    where = _dotted((*path, *place))
+    return kind(f"{where}: {text}{more}" if where else f"{text}{more}")
+
+
+def _section_at(root: type[Section] | None, place: tuple[Any, ...]) -> type[Section] | None:
+    """Return the class of the section at a path of keys, None if it is not one."""
+    section, held = root, False
+    for key in place:
+        if held:
+            held = False  # the key of an entry of a dictionary of sections
+            continue
+        if section is None or key not in section.model_fields:
+            return None
+        section, held = _section_in(section.model_fields[key].annotation)
+    return section
+
+
+def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, False
+    for part in get_args(annotation):
+        section, _ = _section_in(part)
+        if section is not None:
+            return section, get_origin(annotation) is dict
+    return None, False
+
+
+def _as_dict(section: Section) -> dict[str, Any]:
+    optional = set(type(section).model_fields) - {"output_fn"}
+    return {
+        key: _as_dict(value) if isinstance(value, Section) else copy.deepcopy(value)
+        for key, value in section
+        if value is not None or key not in optional
+    }
+
+
+def _jsonlike(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise InvalidInputError(f"parameters are nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        return {key: _jsonlike(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonlike(entry, depth + 1) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _dotted(place: tuple[Any, ...]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).removeprefix(".")

@@ -1,0 +1,1 @@
+"""Cells on disk and on their way to the network."""

@@ -1,0 +1,1 @@
+"""Reconstructed cells measured against real ones."""

@@ -1,0 +1,1 @@
+"""An experiment's folder in, files out: one module a command."""

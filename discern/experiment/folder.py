@@ -1,0 +1,67 @@
+"""An experiment on disk: parameters, cells and whether there is a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.config.reading import load_parameters
+from discern.errors import MissingFileError
+from discern.folder.layout import UNFINISHED
+from discern.folder.locks import recover
+
+if TYPE_CHECKING:
+    from discern.data.processed import DISCERNData
+    from discern.model.estimator import DISCERN
+
+
+def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
+    """Read an experiment's parameters, set up threads and GPUs, and make its estimator.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME.
+
+    Returns:
+        The estimator, without a network yet, and the experiment's parameters.
+
+    Raises:
+        MissingFileError: If the folder holds no processed experiment.
+    """
+    exp_folder = Path(exp_folder)
+    recover(exp_folder)
+    if not (exp_folder / "parameters.json").is_file():
+        raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
+    (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
+    training = experiment.get("training", {})
+
+    from discern.runtime.devices import start_tensorflow
+
+    gpus = training.get("GPU")
+    if gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = None  # the runner, Ray or the user has chosen; TensorFlow counts those from 0
+    start_tensorflow(training.get("parallel_pc"), gpus)
+
+    from discern.model.estimator import DISCERN
+
+    return DISCERN.from_json(experiment), experiment
+
+
+def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) -> DISCERNData:
+    """Return the cells of an experiment, or of another file or folder."""
+    from discern.data.processed import DISCERNData
+
+    file = exp_folder if file is None else Path(file)
+    if file.is_dir() and file.suffix != ".zarr":
+        return DISCERNData.from_folder(file.parent if file.name == "TF_records" else file, batch_size)
+    return DISCERNData.read_h5ad(file, batch_size)
+
+
+def has_model(exp_folder: Path) -> bool:
+    """Return whether the experiment has a model of a finished epoch."""
+    job = exp_folder / "job"
+    return job.is_dir() and any(
+        path.suffix in (".h5", ".hdf5")
+        for path in job.iterdir()
+        if not path.name.startswith(".") and path.name != UNFINISHED
+    )

@@ -1,0 +1,200 @@
+"""What is in an experiment's folder, and what to do next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anndata.io import read_elem
+
+from discern.config.reading import load_parameters
+from discern.data.containers import open_hdf5
+from discern.data.minibatches import number_of_epochs
+from discern.data.structure import check_format, whole_number
+from discern.errors import MissingFileError
+from discern.experiment.edits import describe_edits
+from discern.folder.locks import recover, recover_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+
+    from discern.config.reading import Parameters
+
+
+def readable_size(nbytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Example:
+        >>> _size(3_200_000), _size(51e9)
+        ('3 MB', '51.0 GB')
+    """
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def describe(path: Path) -> str:
+    """Say what experiments hold, what was run on them, with which versions, and what can be run next.
+
+    Args:
+        path: The folder of an experiment, or of several, or a parameter file.
+
+    Raises:
+        MissingFileError: If there is no experiment.
+    """
+    return "\n\n".join("\n".join(_described(folder, file)) for folder, file in _experiments(path))
+
+
+def _experiments(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder and the parameter file of each experiment."""
+    if not path.exists():
+        recover(path.parent)
+    if path.is_file():
+        parameters = load_parameters(path)
+        for name in parameters.experiments:
+            recover(parameters.folder(name))
+        yield from ((parameters.folder(name), path) for name in parameters.experiments)
+        return
+    recover_all(path)
+    folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
+    found = [folder for folder in folders if (folder / "parameters.json").is_file()]
+    if not found:
+        raise MissingFileError(
+            f"{path}: no experiment: expected a folder that `discern process` made, or a parameter file"
+        )
+    for folder in found[:1] if found[0] == path else found:
+        yield folder, folder / "parameters.json"
+
+
+def _described(folder: Path, file: Path) -> Iterator[str]:
+    yield str(folder)
+    processed = folder / "processed_data" / "concatenated_data.h5ad"
+    if not processed.is_file():
+        yield _line("cells", "not processed yet")
+        yield _line("next", f"discern process {file}")
+        return
+    with open_hdf5(processed, "cannot be read as processed cells", whole=("obs", "var", "uns")) as handle:
+        obs, uns = read_elem(handle["obs"]), read_elem(handle["uns"])
+        check_format(uns)
+        cells = list(_cells(obs, uns, len(read_elem(handle["var"]))))
+    yield from cells
+    if (folder / "TF_records").is_dir():
+        yield _line("records", f"TF_records/, {readable_size(_disk(folder / 'TF_records'))}")
+    models = list(_models(folder / "job"))
+    for model in models or ["not trained yet"]:
+        yield _line("model", model)
+    for result in sorted(path for suffix in ("h5ad", "zarr") for path in (folder / "projected").glob(f"*.{suffix}")):
+        yield _line("projected", f"{result.name}, {readable_size(_disk(result))}")
+    for name, words in {
+        "evaluation/report.html": "evaluation",
+        "analysis.json": "search",
+        "backup": "model before online training",
+    }.items():
+        if (folder / name).exists():
+            yield _line("also", f"{name}: {words}")
+    if edited := _edits(folder, load_parameters(file)):
+        yield _line("edited", edited)
+    yield from (_line("run", run) for run in _runs(folder))
+    yield from (_line("next", command) for command in _next(folder, file, obs, bool(models)))
+
+
+def _line(head: str, text: str) -> str:
+    return f"  {head:10} {text}"
+
+
+def _cells(obs: pd.DataFrame, uns: Mapping[str, Any], n_genes: int) -> Iterator[str]:
+    yield _line("cells", f"{len(obs):,} x {n_genes:,} genes, processed by DISCERN {_maker(uns)}")
+    split = obs.groupby(["batch", "split"], observed=True).size().unstack(fill_value=0)
+    for batch, cells in split.iterrows():
+        parts = ", ".join(f"{cells[part]:,} {part}" for part in ("train", "valid", "test") if part in cells)
+        genes = f"; {int(obs.loc[obs['batch'] == batch, 'n_genes'].median()):,} genes in the median cell"
+        yield _line("batch", f"{batch}: {parts}{genes if 'n_genes' in obs else ''}")
+    others = [str(column) for column in obs if column not in ("batch", "split", "for_mmd", "n_genes", "n_counts")]
+    if others:
+        yield _line("obs", ", ".join(others))
+
+
+def _maker(uns: Mapping[str, Any]) -> str:
+    return "2 (sparse, log-normalised)" if "DISCERN_format" in uns else "1 (dense, standardised; is read as it is)"
+
+
+def _disk(path: Path) -> int:
+    return sum(entry.stat().st_size for entry in [path, *path.rglob("*")] if entry.is_file())
+
+
+def _models(job: Path) -> Iterator[str]:
+    for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
+        with open_hdf5(path, "not a complete model file") as handle:
+            if "step" in handle.attrs:
+                continue  # no model to project with, but a checkpoint within an epoch
+            epoch = whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
+            loss = f", validation loss {handle.attrs['val_loss']:.6g}" if "val_loss" in handle.attrs else ""
+        if epoch is None:
+            yield f"job/{path.name}, {readable_size(path.stat().st_size)}, written by the original program"
+            continue
+        yield f"job/{path.name}, {readable_size(path.stat().st_size)}: epoch {epoch}{loss}"
+
+
+def _epochs(job: Path) -> int | None:
+    """Return how many epochs the model has been trained for, None if there is none of this program's."""
+    if not (job / "last_model.h5").is_file():
+        return None
+    with open_hdf5(job / "last_model.h5", "not a complete model file") as handle:
+        return whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
+
+
+_LOG_LINE = re.compile(r"(?P<time>[\d-]+ [\d:]+),\d+ (?P<process>\d+) (?P<level>[A-Z]+) discern[\w.]*: (?P<text>.*)")
+
+
+def _runs(folder: Path) -> Iterator[str]:
+    """Read from `discern.log` which commands wrote into the experiment, or failed to, and with which versions."""
+    log = next((path for path in (folder.parent / "discern.log", folder / "discern.log") if path.is_file()), None)
+    if log is None:
+        return
+    started: dict[str, tuple[str, str]] = {}
+    versions: dict[str, str] = {}
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not (found := _LOG_LINE.match(line)):
+                continue
+            process, text = found["process"], found["text"]
+            if begin := re.match(r"discern [\w.+-]+: (.*)", text):
+                arguments = begin[1].split()
+                started[process] = found["time"], " ".join([Path(arguments[0]).name, *arguments[1:]])
+                versions[process] = text.split(":")[0]
+            elif text.startswith("versions: "):
+                versions[process] = text.removeprefix("versions: ")
+            elif process in started and text.startswith(f"{folder.name}: ") and _ends(found["level"], text):
+                time, command = started[process]
+                outcome = "failed: " + text.partition(": ")[2] if found["level"] == "ERROR" else "done"
+                yield f"{time} {command}: {outcome} ({versions[process]})"
+
+
+def _name_of(folder: Path, parameters: Parameters) -> str:
+    return next(name for name in parameters.experiments if parameters.folder(name).absolute() == folder.absolute())
+
+
+def _edits(folder: Path, parameters: Parameters) -> str:
+    return describe_edits(parameters, _name_of(folder, parameters))
+
+
+def _ends(level: str, text: str) -> bool:
+    return level == "ERROR" or ": wrote " in text
+
+
+def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
+    parameters = load_parameters(file)
+    training = parameters.experiments[_name_of(folder, parameters)]["training"]
+    epochs, wanted = _epochs(folder / "job"), number_of_epochs(training, obs)
+    if epochs is None or epochs < wanted:
+        yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
+    if trained:
+        genes = obs["n_genes"] if "n_genes" in obs else obs["batch"].cat.codes
+        reference = genes.groupby(obs["batch"], observed=True).median().idxmax()
+        yield f"discern project --metadata 'batch:{reference}' {file}"
+        yield f"discern evaluate --reference '{reference}' {file}"
+        yield f"discern onlinetraining --filename NEW.h5ad {file}"

@@ -1,0 +1,209 @@
+"""Go on with a trained experiment on new cells."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from discern.data.minibatches import number_of_epochs
+from discern.data.processed import DISCERNData
+from discern.data.records import write_records
+from discern.errors import InvalidInputError, MissingFileError
+from discern.experiment.folder import setup_exp
+from discern.experiment.runner import DISCERNRunner
+from discern.experiment.train import training_callbacks
+from discern.folder.locks import recover
+from discern.model.estimator import DISCERN
+from discern.model.model_file import find_model
+from discern.model.transfer import extended, update_model
+from discern.preprocessing.appending import save_data
+from discern.preprocessing.new_cells import OnlineWAERecipe
+from discern.runtime.atomic import Scratch, publish, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from discern.config.reading import Parameters
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def _take_over_state(old: keras.Model, new: keras.Model) -> None:
+    """Give the optimiser of `new` the state of that of `old`; rows of new labels start at zero.
+
+    With the moments comes the number of steps: RectifiedAdam would else begin with steps that no variance scales, too
+    large for weights that are trained already. With a schedule of the learning rate all starts afresh, for at its end
+    it may be zero. (Where the old weights are frozen there is nothing to take over, and large first steps are welcome.)
+    """
+    optimizer = getattr(new.optimizer, "optimizer", new.optimizer)
+    trained = getattr(old.optimizer, "optimizer", old.optimizer)
+    scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    warms_up = bool(getattr(optimizer, "total_steps", False))
+    if scheduled or warms_up or not trained.built:
+        return
+    new.optimizer.build(new.trainable_variables)
+    state = {variable.path: variable.numpy() for variable in trained.variables}
+    for variable in optimizer.variables:
+        if variable.path in state:
+            variable.assign(extended(state[variable.path], variable.numpy()))
+
+
+def online_training(
+    exp_folder: str | Path,
+    filename: str | Path | Sequence[str | Path] | Mapping[str, str | None],
+    freeze: bool,
+    fill_missing_genes: bool = False,
+) -> list[Path]:
+    """Train the model of an experiment on the cells of new batches, and add them to the experiment.
+
+    Afterwards `processed_data/` (and `TF_records/`, if there were any) holds old and new cells, `job/` the new model
+    and `backup/` what was in `job/`. Until all is complete the folder stays as it is: after an interruption the command
+    can simply be given again. The number of epochs is that of `training.max_steps` and `max_updates`, counted anew.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained; one of the original program, too.
+        filename: raw counts: one file or several, or {file: obs column with the batch}.
+        freeze: whether everything but the new batches' own weights stays as it is; then reconstructions of old cells
+            as old batches stay the same, too.
+        fill_missing_genes: whether genes of the experiment that a file lacks are taken as zero; else they are an error.
+
+    Returns:
+        The model and the processed cells.
+
+    Raises:
+        MissingFileError: if there is no trained model, or a file is not there.
+        InvalidInputError: if the new cells cannot be used; see `OnlineWAERecipe`.
+    """
+    exp_folder = Path(exp_folder)
+    recover(exp_folder)
+    if find_model(exp_folder / "job") is None:
+        raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
+    files = _listed(filename)
+    with writing(exp_folder), contextlib.closing(Scratch("online", exp_folder)) as work:
+        _prepare_new_state(exp_folder, files, freeze, fill_missing_genes, work.path)
+        publish(work.path / "new", exp_folder)
+    return [exp_folder / "job" / "last_model.h5", exp_folder / "processed_data" / "concatenated_data.h5ad"]
+
+
+def _listed(
+    filename: str | Path | Sequence[str | Path] | Mapping[str, str | None],
+) -> list[str | Path] | dict[str, str | None]:
+    files = (
+        dict(filename)
+        if isinstance(filename, Mapping)
+        else [filename]
+        if isinstance(filename, str | Path)
+        else list(filename)
+    )
+    for file in files:
+        if not Path(file).exists():
+            raise MissingFileError(f"{file}: no such file or folder")
+    return files
+
+
+def _prepare_new_state(
+    exp_folder: Path,
+    files: Sequence[str | Path] | Mapping[str, str | None],
+    freeze: bool,
+    fill_missing_genes: bool,
+    work: Path,
+) -> None:
+    """Make all that will be in the experiment's folder in `work/new`."""
+    trained, experiment = setup_exp(exp_folder)
+    trained.restore_model(exp_folder / "job")
+    cells = _add_cells(exp_folder, files, fill_missing_genes, trained, experiment, work)
+    _train(trained, experiment, cells, freeze, work / "new")
+    shutil.copytree(exp_folder / "job", work / "new" / "backup")
+
+
+def _add_cells(
+    exp_folder: Path,
+    files: Sequence[str | Path] | Mapping[str, str | None],
+    fill_missing_genes: bool,
+    trained: DISCERN,
+    experiment: Mapping[str, Any],
+    work: Path,
+) -> DISCERNData:
+    """Process new cells, write them together with the old ones to `work/new` and return them."""
+    batch_size = experiment["training"]["batch_size"]
+    reference = DISCERNData.from_folder(exp_folder, batch_size)
+    trained.prepare_projection(reference)
+    recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
+    cells = DISCERNData(recipe.sc_raw, batch_size, cachefile=work)
+    processed = work / "new" / "processed_data" / "concatenated_data.h5ad"
+    save_data(processed, cells, reference)
+    if (exp_folder / "TF_records").is_dir():
+        both = DISCERNData.read_h5ad(processed, batch_size)
+        write_records(both, work / "new" / "TF_records", seed=experiment["input_ds"]["split"]["split_seed"])
+    return cells
+
+
+def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, freeze: bool, folder: Path) -> None:
+    """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
+    training = experiment["training"]
+    model = DISCERN.from_json(experiment)
+    model.scaling, model.genes = trained.scaling, trained.genes
+    model.batches = list(cells.obs["batch"].cat.categories)
+    model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
+    with model.strategy.scope():
+        update_model(trained.wae_model, model.wae_model, freeze)
+        if freeze and not model.encoder.trainable_variables and not model.decoder.trainable_variables:
+            raise InvalidInputError(f"with --freeze nothing would be trained: {_why_frozen(trained, model)}")
+        model.compile(model.get_optimizer())
+        if not freeze:
+            _take_over_state(trained.wae_model, model.wae_model)
+    callbacks = training_callbacks(training, folder, cells)
+    _LOGGER.info(
+        "training on %d cells of %s%s",
+        cells.config["total_train_count"],
+        ", ".join(sorted(cells.obs["batch"].unique())),
+        ", the rest of the model is frozen" if freeze else "",
+    )
+    model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=number_of_epochs(training, cells.obs))
+
+
+def _why_frozen(trained: DISCERN, model: DISCERN) -> str:
+    if model.encoder.inputs[1].shape == trained.encoder.inputs[1].shape:
+        return "all new cells are of batches that the model knows; give new batches other names, or do not freeze"
+    return "no layer depends on the batch; use a conditional norm_type, or do not freeze"
+
+
+class OnlineDISCERNRunner(DISCERNRunner):
+    """Run online training on every experiment of a parameter file.
+
+    That the new files are there is seen to before the first experiment is touched.
+
+    The arguments are those of `DISCERNRunner`.
+
+    Example:
+        >>> OnlineDISCERNRunner(debug=True, gpus=[]).gpus
+        []
+    """
+
+    def __call__(
+        self,
+        func: str | Callable[..., list[Path]],
+        parameters: Parameters | str | Path | Sequence[str | Path],
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Path] | Exception]:
+        """Run `func(folder, **kwargs)` for each experiment.
+
+        Args:
+            func: `online_training`.
+            parameters: The experiments: their folders, or a parameter file that was loaded.
+            kwargs: Its other arguments.
+
+        Returns:
+            For each experiment the files written, or the exception that ended it.
+
+        Raises:
+            MissingFileError: If one of the new files is not there.
+        """
+        _listed((kwargs or {}).get("filename", ()))
+        return super().__call__(func, parameters, kwargs)

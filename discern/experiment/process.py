@@ -1,0 +1,248 @@
+"""From raw files to the experiment folders that `discern process` makes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import shutil
+import warnings
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.config.reading import load_search
+from discern.errors import InvalidInputError, MissingFileError
+from discern.folder.layout import is_output
+from discern.folder.locks import locked, recover
+from discern.runtime import logs
+from discern.runtime.atomic import replacing
+from discern.runtime.devices import available_cpus, clamp_cpus
+from discern.runtime.foreign import check_input, check_tree
+from discern.runtime.processes import as_child, end_children, run_in_child
+from discern.runtime.progress import phase
+from discern.runtime.ray_cluster import Task, run_on_ray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from discern.config.reading import Parameters
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def process(
+    parameters: Parameters,
+    force: bool = False,
+    copy_original: bool = False,
+    with_tfrecords: bool = True,
+    ask: Callable[[str], bool] | None = None,
+    ray_address: str | None = None,
+) -> dict[str, Path | Exception]:
+    """Preprocess the raw data of each experiment into its folder.
+
+    Several experiments run side by side in processes that share the CPUs. Each folder is made aside and put in place
+    when it is complete; only then a former one, with its model and projections, is removed. An experiment that fails
+    leaves its folder as it was and does not stop the others.
+
+    Args:
+        parameters: the experiments.
+        force: replace experiments that have been processed before.
+        copy_original: copy the raw files to `original_data/`.
+        with_tfrecords: write `TF_records/`.
+        ask: asks whether to replace a processed experiment; without it and without `force` that is an error.
+        ray_address: head node of a Ray cluster that does the work, see `discern.runtime.ray_cluster`; None: this
+        machine.
+
+    Returns:
+        For each experiment its folder, or the exception that ended it.
+
+    Raises:
+        MissingFileError: if a raw or search file does not exist; nothing has been done then.
+        InvalidInputError: if a raw file lies in what would be replaced, or a search file is wrong; likewise.
+    """
+    for name in parameters.experiments:
+        check_inputs(parameters, name)
+    results: dict[str, Path | Exception] = {}
+    jobs: dict[str, tuple[Any, ...]] = {}
+    for name, experiment in parameters.experiments.items():
+        folder = parameters.folder(name)
+        recover(folder)
+        if force or not _holds_results(folder) or (ask and ask(f"{folder} has been processed before. Replace it?")):
+            jobs[name] = (folder, parameters.given[name], experiment, copy_original, with_tfrecords)
+        else:
+            results[name] = InvalidInputError(f"{folder} has been processed before; --force replaces it and its model")
+    if ray_address is not None:
+        cpus = {name: parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing", 1) for name in jobs}
+        tasks = {name: Task(make_experiment, _absolute(job), cpus[name]) for name, job in jobs.items()}
+        results |= run_on_ray(ray_address, tasks)
+    elif len(jobs) == 1:
+        ((name, job),) = jobs.items()
+        results[name] = _outcome(lambda: make_experiment(*job))
+    elif jobs:
+        results |= _side_by_side(jobs, _cpu_budget(parameters, jobs))
+    return {name: results[name] for name in parameters.experiments}
+
+
+def _absolute(job: tuple[Any, ...]) -> tuple[Any, ...]:
+    folder, *rest = job
+    return (Path(folder).absolute(), *rest)
+
+
+def check_inputs(parameters: Parameters, name: str) -> None:
+    """Refuse an experiment whose inputs are not there, or would be removed by processing it.
+
+    Raises:
+        MissingFileError: if a raw or search file does not exist.
+        InvalidInputError: if a raw file lies in what would be replaced, or a search file is wrong.
+    """
+    experiment, folder = parameters.experiments[name], parameters.folder(name)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"{folder}: expected a folder or nothing, this is a file")
+    raw = [Path(path) for path in experiment["input_ds"]["raw_input"]]
+    missing = [str(path) for path in raw if not path.exists()]
+    if missing:
+        raise MissingFileError(f"{name}: raw_input: no such file: {', '.join(missing)} (paths start at {Path.cwd()})")
+    for path in raw:
+        check_input(path)
+        if path.resolve().is_relative_to(folder.resolve()):
+            inside = path.resolve().relative_to(folder.resolve())
+            if inside.parts and is_output(inside.parts[0]):
+                raise InvalidInputError(f"{name}: raw_input: {path} is an output of the experiment: copy it elsewhere")
+    if "hyperparameter_search" in experiment:
+        load_search(Path(experiment["hyperparameter_search"]))
+
+
+def make_experiment(
+    folder: Path, given: dict[str, Any], experiment: dict[str, Any], copy_original: bool, with_tfrecords: bool
+) -> Path:
+    """Make the folder of one experiment and put it in place of a former one.
+
+    Args:
+        folder: EXPERIMENTS_DIR/NAME.
+        given: the experiment as the user wrote it; becomes `parameters.json`.
+        experiment: its canonical form.
+        copy_original: copy the raw files to `original_data/`.
+        with_tfrecords: write `TF_records/`.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: if the data cannot be used, or another command is at work on the experiment.
+    """
+    with logs.without_native_messages():
+        from discern.preprocessing.recipe import read_process_serialize
+
+    with locked(folder):
+        place = folder.resolve()
+        with replacing(place) as partial:
+            partial.mkdir()
+            (partial / "parameters.json").write_text(json.dumps(given, indent=4))
+            if "hyperparameter_search" in experiment:
+                shutil.copyfile(experiment["hyperparameter_search"], partial / "hyperparameter_search.json")
+            if copy_original:
+                _copy_all([Path(path) for path in experiment["input_ds"]["raw_input"]], partial / "original_data")
+            read_process_serialize(partial, with_tfrecords=with_tfrecords)
+            _keep_other_files(place, partial)
+    return folder
+
+
+def _holds_results(folder: Path) -> bool:
+    return folder.is_dir() and any(is_output(entry.name) for entry in folder.iterdir())
+
+
+def _copy_all(files: Sequence[Path], target: Path) -> None:
+    target.mkdir()
+    for file in files:
+        copy, number = target / file.name, 1
+        while copy.exists():
+            number += 1
+            copy = target / f"{number}_{file.name}"
+        if file.is_dir():
+            check_tree(file)
+            shutil.copytree(file, copy)
+        else:
+            shutil.copy2(file, copy)
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    for entry in old.iterdir() if old.is_dir() else ():
+        target = new / entry.name
+        if is_output(entry.name) or target.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True, copy_function=_link)
+        else:
+            _link(entry, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _cpu_budget(parameters: Parameters, names: Sequence[str] | dict[str, Any]) -> int:
+    wanted = [parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing") for name in names]
+    if None in wanted:
+        return available_cpus()
+    return clamp_cpus(max(count for count in wanted if count is not None), "input_ds.n_cpus_preprocessing")
+
+
+def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Path | Exception]:
+    """Run each job in a process of its own, so that one that is killed takes no other with it."""
+    workers = min(budget, len(jobs))
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    cpus = sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(budget))[:budget]
+    for worker in range(workers):
+        shares.put(set(cpus[worker::workers]))
+    context = multiprocessing.get_context("spawn")
+    results: dict[str, Path | Exception] = {}
+    with (
+        logs.collecting(context) as messages,
+        phase("processing experiments", len(jobs)) as advance,
+        ThreadPoolExecutor(workers) as threads,
+    ):
+
+        def run(name: str) -> Path:
+            share = shares.get()
+            try:
+                with ProcessPoolExecutor(1, context, _begin, (messages, name, share)) as pool:
+                    return pool.submit(run_in_child, make_experiment, *jobs[name]).result()
+            finally:
+                shares.put(share)
+
+        running: dict[Future[Path], str] = {threads.submit(run, name): name for name in jobs}
+        try:
+            for future in as_completed(running):
+                name = running[future]
+                results[name] = _outcome(future.result)
+                _LOGGER.info("%s: %s", name, "failed" if isinstance(results[name], Exception) else "done")
+                advance()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running)
+            raise
+    return results
+
+
+def _begin(messages: Any, name: str, cpus: set[int]) -> None:
+    as_child()
+    logs.forward(messages, name)
+    warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # `process` has said so
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+
+
+def _outcome(call: Callable[[], Path]) -> Path | Exception:
+    try:
+        return call()
+    except BrokenProcessPool:
+        return RuntimeError("its process was killed, most likely for lack of memory")
+    except Exception as error:  # noqa: BLE001 (returned to the caller, who tells it)
+        return error

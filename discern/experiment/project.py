@@ -1,0 +1,59 @@
+"""Project the cells of an experiment into files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from discern.data.annotation import CheckMetaData, parse_metadata
+from discern.errors import MissingFileError
+from discern.experiment.folder import has_model, load_experiment, setup_exp
+from discern.model.targets import RESULTS, check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def run_projection(
+    exp_folder: Path,
+    metadata: Sequence[str | tuple[str | None, str | None]] | None,
+    infile: str | Path | None,
+    all_batches: bool,
+    store_sigmas: bool,
+    layers: Sequence[str] = RESULTS,
+    dtype: str = "float32",
+    suffix: str = ".h5ad",
+) -> list[Path]:
+    """Reconstruct the cells of an experiment; `discern.model.targets.target_labels` says what the metadata mean.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        metadata: "column:value" or (column, value) pairs; the value may be empty.
+        infile: Processed cells to project in place of the experiment's own, as `input_path` of `run_train`.
+        all_batches: Whether to add one projection to each batch.
+        store_sigmas: Whether to write `obsm["X_DISCERN_sigma"]`.
+        layers: Which of "X", "estimated_counts", "estimated_dropouts" and "measured" to write.
+        dtype: "float32" or "float16", of matrices stored dense.
+        suffix: ".h5ad" or ".zarr".
+
+    Returns:
+        The files written, in `projected/`.
+
+    Raises:
+        UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
+    """
+    check_output(layers, dtype, suffix)
+    targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
+    exp_folder = Path(exp_folder)
+    model, _ = setup_exp(exp_folder)
+    if not has_model(exp_folder):
+        raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
+    data = load_experiment(exp_folder, infile, batch_size=1)  # which only the training would use
+    if all_batches:
+        targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
+    check = CheckMetaData(data.obs)
+    for target in targets:
+        check.check(target)
+    model.restore_model(exp_folder / "job")
+    folder = exp_folder / "projected"
+    return model.project_to_metadata(data, list(dict.fromkeys(targets)), folder, store_sigmas, layers, dtype, suffix)

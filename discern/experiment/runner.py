@@ -1,0 +1,243 @@
+"""Several experiments: one after another, on the GPUs of a machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.config.reading import Parameters, load_parameters
+from discern.errors import MissingFileError, UnknownNameError, UserError, nearest
+from discern.experiment.project import run_projection
+from discern.experiment.train import run_train
+from discern.folder.locks import locked, recover
+from discern.runtime import logs
+from discern.runtime.processes import as_child, end_children, run_in_child
+from discern.runtime.ray_cluster import Task, run_on_ray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def run_exp_multiprocess(
+    exp_folder: Path, available_gpus: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None = None
+) -> int:
+    """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a list and given back at the end.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME.
+        available_gpus: Numbers of the GPUs that are free, a list (of a `multiprocessing.Manager`, if processes share
+            it) or a queue, which is waited for; nothing is changed with an empty list.
+        func: `run_train` or `run_projection`.
+        kwargs: Its other arguments.
+
+    Returns:
+        0, or 1 if `func` failed; why stands in the log.
+    """
+    try:
+        _with_gpu(exp_folder, available_gpus, func, kwargs)
+    except UserError as error:
+        _LOGGER.error("%s: %s", Path(exp_folder).name, error)
+        return 1
+    except Exception:
+        _LOGGER.exception("%s failed", Path(exp_folder).name)
+        return 1
+    return 0
+
+
+def _with_gpu(exp_folder: Path, available: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    waits = hasattr(available, "get")
+    if not waits and not len(available):
+        return func(Path(exp_folder), **dict(kwargs or {}))
+    gpu = available.get() if waits else available.pop(0)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        return func(Path(exp_folder), **dict(kwargs or {}))
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        (available.put if waits else available.append)(gpu)
+
+
+class DISCERNRunner:
+    """Run a step on several experiments.
+
+    With several experiments and several GPUs one experiment runs on each GPU at once, in a process of its own;
+    otherwise one runs after the other. An experiment that fails does not stop the others.
+
+    Args:
+        debug: Run the first experiment only, and let its exception pass.
+        gpus: Numbers of the GPUs to use; None for those that the machine has, if any experiment asks for one.
+        ray_address: Head node of a Ray cluster that runs the experiments, see `discern.runtime.ray_cluster`; None:
+        this machine.
+
+    Example:
+        >>> DISCERNRunner(debug=True).debug
+        True
+    """
+
+    def __init__(self, debug: bool = False, gpus: Sequence[int] | None = None, ray_address: str | None = None) -> None:
+        self.debug = debug
+        self.gpus = gpus
+        self.ray_address = ray_address
+
+    def __call__(
+        self,
+        func: str | Callable[..., list[Path]],
+        parameters: Parameters | str | Path | Sequence[str | Path],
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Path] | Exception]:
+        """Run `func(folder, **kwargs)` for each experiment.
+
+        Args:
+            func: "train", "project", or the function: `run_train`, `run_projection` or another step; top-level, since
+                it may run in another process.
+            parameters: The experiments: their folders, or a parameter file that was loaded.
+            kwargs: Other arguments of `func`.
+
+        Returns:
+            For each experiment (its name; folders as they were given) the files written, or the exception that ended
+            it. For folders, what went wrong is logged as well.
+
+        Raises:
+            UnknownNameError: If there is no such step.
+            MissingFileError: If a folder holds no processed experiment; none has been run then.
+        """
+        kwargs = dict(kwargs or {})
+        if isinstance(func, str):
+            func, defaults = _step(func)
+            kwargs = defaults | kwargs
+        if isinstance(parameters, Parameters):
+            folders = {name: parameters.folder(name) for name in parameters.experiments}
+            return self._run(func, folders, parameters.experiments, kwargs)
+        given = [parameters] if isinstance(parameters, str | Path) else list(parameters)
+        folders = {str(folder): Path(folder) for folder in given}
+        results = self._run(func, folders, _experiments(folders), kwargs)
+        for name, result in results.items():
+            if isinstance(result, Exception):
+                _LOGGER.error("%s: %s", name, result)
+        return results
+
+    def _run(
+        self,
+        func: Callable[..., list[Path]],
+        folders: Mapping[str, Path],
+        experiments: Mapping[str, Mapping[str, Any]],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, list[Path] | Exception]:
+        if not folders:
+            return {}
+        if self.debug:
+            name = next(iter(folders))
+            return {name: _locked_run(folders[name], func, kwargs)}
+        if self.ray_address is not None:
+            return run_on_ray(
+                self.ray_address,
+                {
+                    name: _task(folder, func, kwargs, experiments[name].get("training", {}))
+                    for name, folder in folders.items()
+                },
+            )
+        gpus = self._usable_gpus(experiments) if len(folders) > 1 else []
+        if len(gpus) > 1:
+            return _run_on_gpus(folders, gpus, func, kwargs)
+        results: dict[str, list[Path] | Exception] = {}
+        for name, folder in folders.items():
+            try:
+                results[name] = _locked_run(folder, func, kwargs)
+            except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
+                results[name] = error
+        return results
+
+    def _usable_gpus(self, experiments: Mapping[str, Mapping[str, Any]]) -> list[int]:
+        if self.gpus is not None:
+            return list(self.gpus)
+        if not any(experiment.get("training", {}).get("GPU") for experiment in experiments.values()):
+            return []
+        import tensorflow as tf
+
+        return list(range(len(tf.config.list_physical_devices("GPU"))))
+
+
+def _step(name: str) -> tuple[Callable[..., list[Path]], dict[str, Any]]:
+    """Return a step by name, and what its arguments are unless they are given."""
+    projection = {"metadata": (), "infile": None, "all_batches": False, "store_sigmas": False}
+    steps: dict[str, tuple[Callable[..., list[Path]], dict[str, Any]]] = {
+        "train": (run_train, {}),
+        "project": (run_projection, projection),
+    }
+    if name not in steps:
+        raise UnknownNameError(f"there is no step {name!r}{nearest(name, steps)}; steps are {', '.join(steps)}")
+    return steps[name]
+
+
+def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of processed experiments."""
+    found = {}
+    for name, folder in folders.items():
+        file = folder / "parameters.json"
+        if not file.is_file():
+            raise MissingFileError(f"{folder} holds no processed experiment: run `discern process` first")
+        (found[name],) = load_parameters(file).experiments.values()
+    return found
+
+
+def _run_on_gpus(
+    folders: Mapping[str, Path], gpus: Sequence[int], func: Callable[..., Any], kwargs: Mapping[str, Any] | None
+) -> dict[str, list[Path] | Exception]:
+    """Run each experiment in a process of its own, as many at once as there are GPUs."""
+    context = multiprocessing.get_context("spawn")
+    results: dict[str, list[Path] | Exception] = {}
+    with context.Manager() as manager, logs.collecting(context) as messages, ThreadPoolExecutor(len(gpus)) as threads:
+        free = manager.Queue()
+        for gpu in gpus:
+            free.put(gpu)
+
+        def run(name: str) -> list[Path]:
+            # A pool of one for each experiment: a process that is killed takes no other experiment with it.
+            with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
+                arguments = {"func": func, "kwargs": kwargs}
+                step = process.submit(run_in_child, _with_gpu, folders[name], free, _locked_run, arguments)
+                return step.result()
+
+        manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+        running = {name: threads.submit(run, name) for name in folders}
+        try:
+            for name, future in running.items():
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                results[name] = error if error is not None else future.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_children(running.values(), manager_process)
+            raise
+    return results
+
+
+def _begin(messages: Any, name: str) -> None:
+    as_child()
+    logs.forward(messages, name)
+
+
+def _task(
+    folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Mapping[str, Any]
+) -> Task:
+    arguments = (folder.absolute(), func, kwargs)
+    return Task(_locked_run, arguments, cpus=training.get("parallel_pc") or 1, gpus=len(training.get("GPU", ())))
+
+
+def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+    recover(exp_folder)
+    if not exp_folder.is_dir():
+        raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")
+    with locked(exp_folder):
+        return func(exp_folder, **dict(kwargs or {}))

@@ -1,0 +1,72 @@
+"""Train an experiment."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.data.minibatches import number_of_epochs
+from discern.experiment.folder import has_model, load_experiment, setup_exp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from discern.data.processed import DISCERNData
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def training_callbacks(training: Mapping[str, Any], folder: Path, data: DISCERNData) -> list[Any]:
+    """Return the callbacks that the `training` section of an experiment asks for; see `create_callbacks`."""
+    from discern.model.callbacks import create_callbacks
+
+    return create_callbacks(
+        training.get("early_stopping"),
+        folder,
+        inputdata=data if training.get("visualisation", True) else None,
+        profile_batch=0,
+        freq_of_viz=training.get("freq", 30),
+    )
+
+
+def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Path]:
+    """Train the model of an experiment, or go on with it if there is one.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, processed.
+        input_path: Processed cells to train on in place of the experiment's own: `.h5ad` or `.zarr`, or the folder of
+            another experiment (or `TF_records` in it).
+
+    Returns:
+        The model file; nothing if the model has been trained for so many epochs already.
+
+    Raises:
+        UserError: If the folder, the data or the model cannot be used; nothing is changed then.
+    """
+    exp_folder = Path(exp_folder)
+    model, experiment = setup_exp(exp_folder)
+    training = experiment["training"]
+    data = load_experiment(exp_folder, input_path, training["batch_size"])
+    epochs = number_of_epochs(training, data.obs)
+    job = exp_folder / "job"
+
+    from discern.model.checkpoint import find_unfinished
+
+    if has_model(exp_folder) or find_unfinished(job):
+        model.resume(job)
+        model.prepare(data)
+        within = f", within the next one after step {model.begun.step}" if model.begun else ""
+        _LOGGER.info("%s: going on with the model of epoch %d%s", exp_folder.name, model.start_step, within)
+        if model.start_step >= epochs:
+            _LOGGER.warning(
+                "%s: the model has been trained for %d epochs, of %d that training.max_steps and max_updates ask for: "
+                "nothing to do",
+                exp_folder.name,
+                model.start_step,
+                epochs,
+            )
+            return []
+    callbacks = training_callbacks(training, exp_folder, data)
+    model.training(data, callbacks=callbacks, savepath=job, max_steps=epochs)
+    return [job / "last_model.h5"]

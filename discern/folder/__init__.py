@@ -1,0 +1,1 @@
+"""The folder of an experiment: what is called what, and who may write there."""

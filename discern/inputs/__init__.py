@@ -1,0 +1,1 @@
+"""Raw cells from files that people have."""

@@ -1,0 +1,1 @@
+"""Numbers from arrays of cells; without TensorFlow."""

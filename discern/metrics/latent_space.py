@@ -1,0 +1,212 @@
+"""Who is close to whom: distance from a reference, mixing of batches, neighbourhoods kept. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from discern.data.annotation import CheckMetaData
+from discern.errors import InvalidInputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import anndata
+    import numpy.typing as npt
+    import pandas as pd
+
+
+#: Reference cells to which the distance of a cell is the mean.
+NEIGHBOURS = 5
+
+#: A cell's nearest in its batch, of which those that have it among theirs, too, share their distances with it.
+OWN_NEIGHBOURS = 15
+
+#: Reference cells that distances are measured to, and cells of a batch among which neighbours are sought: more would
+#: not change distances by much.
+_CELLS_AT_ONCE = 10_000
+
+
+def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
+    """Return which cells are of a batch and trained on, bool of shape (cells,); none without a column `split`.
+
+    Example:
+        >>> import pandas as pd
+        >>> training_cells(pd.DataFrame({"batch": ["a", "a", "b"], "split": ["train", "valid", "train"]}), "a").tolist()
+        [True, False, False]
+    """
+    split = "discern_split" if "discern_split" in obs else "split"  # results keep the user's own column `split`
+    if split not in obs:
+        return np.zeros(len(obs), dtype=bool)
+    return ((obs["batch"].astype(str) == batch) & (obs[split] == "train")).to_numpy()
+
+
+def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None) -> tuple[npt.NDArray, npt.NDArray]:
+    """Return distances and numbers of the k nearest points; of each point itself, without it, if queries is None."""
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors(queries)
+
+
+def reference_distance(
+    latent: npt.NDArray, batches: npt.NDArray, is_reference: npt.NDArray, k: int = NEIGHBOURS, seed: int = 0
+) -> npt.NDArray:
+    """Return how far each cell is from the reference, in units of a reference cell's usual distance from its like.
+
+    Distance is that between the directions of two codes, seen from the centre of the prior: the length of a code says
+    more of how deeply a cell was sequenced than of what it is. A cell's is the mean to its `k` nearest reference cells
+    (itself not counted), averaged over the cell and its mutual nearest neighbours in its own batch: those of its 15
+    nearest that have it among their 15 nearest. Neighbours that are alike cancel the noise of single cells, and a cell
+    that is unlike its neighbours, as one of a rare type, is left alone. Divided by the median over reference cells:
+    about 1 for a cell as the reference has many; one whose type the reference lacks, or that was encoded badly, stands
+    out.
+
+    Args:
+        latent: Latent codes, cells x latent dimensions.
+        batches: The batch of each cell.
+        is_reference: Which cells are the reference: its training cells.
+        k: Neighbours in the reference; fewer if it is small.
+        seed: Of the choice of 10,000 reference cells, if there are more, and of the parts of 10,000 cells in which
+            neighbours in the own batch are sought.
+
+    Returns:
+        float32, (cells,).
+
+    Raises:
+        InvalidInputError: If there are fewer than two reference cells.
+
+    Example:
+        >>> codes = np.random.default_rng(0).normal(size=(300, 8)) + [3, 0, 0, 0, 0, 0, 0, 0]
+        >>> codes[-1] = [0, 5, 0, 0, 0, 0, 0, 0]
+        >>> distance = reference_distance(codes, np.arange(300) < 200, np.arange(300) < 200)
+        >>> [bool(part) for part in (0.8 < np.median(distance[200:-1]) < 1.2, distance[-1] > 2)]
+        [True, True]
+    """
+    generator = np.random.default_rng(seed)
+    reference = np.flatnonzero(is_reference)
+    if len(reference) < 2:
+        raise InvalidInputError(f"expected at least two reference cells, got {len(reference)}")
+    if len(reference) > _CELLS_AT_ONCE:
+        reference = np.sort(generator.choice(reference, _CELLS_AT_ONCE, replace=False))
+    others = np.setdiff1d(np.arange(len(latent)), reference)
+    k = min(k, len(reference) - 1)
+    length = np.linalg.norm(latent, axis=1, keepdims=True)
+    directions = latent / np.where(length > 0, length, 1)
+    own = np.empty(len(latent), dtype=np.float32)
+    own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
+    if len(others):
+        own[others] = _neighbours(directions[reference], k, directions[others])[0].mean(axis=1)
+    distance = np.empty_like(own)
+    for batch in np.unique(batches):
+        cells = generator.permutation(np.flatnonzero(batches == batch))
+        for part in np.array_split(cells, -(-len(cells) // _CELLS_AT_ONCE)):
+            distance[part] = _mutual_mean(directions[part], own[part])
+    scale = np.median(distance[reference])
+    return distance / (scale if scale > 0 else 1)
+
+
+def _mutual_mean(points: npt.NDArray, values: npt.NDArray) -> npt.NDArray:
+    """Return the mean of each point's value and those of its mutual nearest neighbours."""
+    from sklearn.neighbors import kneighbors_graph
+
+    if len(points) == 1:
+        return values
+    near = kneighbors_graph(points, min(OWN_NEIGHBOURS, len(points) - 1))
+    mutual = near.multiply(near.T)
+    return (values + mutual @ values) / (1 + np.asarray(mutual.sum(axis=1)).ravel())
+
+
+def other_batch_share(
+    latent: npt.NDArray, batches: npt.NDArray, labels: npt.NDArray | None = None, k: int = 15
+) -> dict[str, float]:
+    """Return how far batches are mixed: which share of a cell's nearest neighbours is of another batch.
+
+    Args:
+        latent: Latent codes, cells x latent dimensions.
+        batches: The batch of each cell.
+        labels: The type of each cell, if known.
+        k: Neighbours, the cell itself not counted.
+
+    Returns:
+        `share`, mean over cells; `expected`, the same if batch did not matter; with labels, `expected_within_label`:
+        if batch did not matter among cells of a type and all neighbours were of the cell's type.
+
+    Example:
+        >>> codes = np.random.default_rng(0).normal(size=(400, 4))
+        >>> batch = np.arange(400) % 2
+        >>> {name: round(value, 1) for name, value in other_batch_share(codes, batch).items()}
+        {'share': 0.5, 'expected': 0.5}
+        >>> codes[batch == 1] += 100
+        >>> other_batch_share(codes, batch)["share"]
+        0.0
+    """
+    batches = np.asarray(batches)
+    _, neighbours = _neighbours(latent, min(k, len(latent) - 1))
+    result = {
+        "share": float((batches[neighbours] != batches[:, np.newaxis]).mean()),
+        "expected": _expected_others(batches, np.zeros(len(batches))),
+    }
+    if labels is not None:
+        result["expected_within_label"] = _expected_others(batches, np.asarray(labels))
+    return result
+
+
+def _expected_others(batches: npt.NDArray, groups: npt.NDArray) -> float:
+    """Return the chance that another cell of a cell's group is of another batch, mean over cells."""
+    _, group = np.unique(groups, return_inverse=True)
+    _, batch = np.unique(batches, return_inverse=True)
+    counts = np.zeros((group.max() + 1, batch.max() + 1))
+    np.add.at(counts, (group, batch), 1)
+    size = counts.sum(axis=1, keepdims=True)
+    chance = np.divide(size - counts, size - 1, out=np.zeros_like(counts), where=size > 1)
+    return float((counts * chance).sum() / counts.sum())
+
+
+def kept_neighbours(before: npt.NDArray, after: npt.NDArray, k: int = 15) -> dict[str, float]:
+    """Return which share of a cell's nearest neighbours are among its nearest neighbours afterwards.
+
+    Args:
+        before: Cells of one batch in some space, cells x dimensions.
+        after: The same cells in another, cells x dimensions.
+        k: Neighbours, the cell itself not counted; at most a quarter of the cells.
+
+    Returns:
+        `share`, mean over cells, and `expected`, that of an arbitrary order.
+
+    Example:
+        >>> cells = np.random.default_rng(0).normal(size=(101, 3))
+        >>> kept_neighbours(cells, 2 * cells)
+        {'share': 1.0, 'expected': 0.15}
+    """
+    cells = len(before)
+    k = max(1, min(k, cells // 4))
+    _, first = _neighbours(before, k)
+    _, second = _neighbours(after, k)
+    shared = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(first, second, strict=True)]
+    return {"share": float(np.mean(shared) / k), "expected": k / (cells - 1)}
+
+
+def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
+    """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space.
+
+    See `discern.metrics.latent_space.reference_distance` for its meaning. A cell that stands out is of a type that
+    the reference
+    lacks, and its reconstruction is not to be trusted.
+
+    Args:
+        adata: Projected cells with `obsm["X_DISCERN"]` and obs `batch` and `split`, those of the reference among them.
+        reference: The batch that is the reference; its training cells are used.
+        k: Neighbours.
+
+    Raises:
+        UnknownNameError: If `adata` does not have these.
+        InvalidInputError: If it has fewer than two training cells of the reference.
+    """
+    missing = [name for name in ("batch", "split") if name not in adata.obs]
+    if missing or "X_DISCERN" not in adata.obsm:
+        wanted = [f"obs[{name!r}]" for name in missing] or ["obsm['X_DISCERN']"]
+        raise UnknownNameError(f"the cells have no {' and '.join(wanted)}: expected the result of `discern project`")
+    CheckMetaData(adata.obs).check(("batch", reference))
+    training = training_cells(adata.obs, reference)
+    adata.obs["discern_distance"] = reference_distance(
+        np.asarray(adata.obsm["X_DISCERN"]), adata.obs["batch"].astype(str).to_numpy(), training, k
+    )

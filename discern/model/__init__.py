@@ -1,0 +1,1 @@
+"""The estimator, and what a trained network does."""

@@ -1,0 +1,472 @@
+"""Write a model's weights, optimiser and progress to a file, and read them into a network.
+
+The network is built from the parameters; only numbers are read into it, and nothing changes unless all fit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from anndata.io import read_elem
+
+from discern.config.reading import load_parameters
+from discern.data.containers import open_hdf5
+from discern.data.scaling import parse_mean_var
+from discern.data.structure import check_finite, check_format, number, whole_number
+from discern.errors import InvalidInputError, MissingFileError
+from discern.folder import layout
+from discern.model.model_file import BEST, FORMAT_VERSION, LAST, ModelFile, find_model, open_model, parameters_file
+from discern.networks.optimizers import Lookahead
+from discern.runtime import atomic
+from discern.runtime.foreign import visible
+from discern.runtime.hdf5 import OutputFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import keras
+
+    from discern.networks.autoencoder import WAE
+
+_LOGGER = logging.getLogger(__name__)
+
+
+_WEIGHTS = ("kernel", "bias", "moving_mean", "moving_variance")
+_MOST_EPOCHS = 10_000_000
+_NOT_NEGATIVE = ("moving_variance", "velocity", "velocity_hat", "iteration")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far a training is within an epoch.
+
+    Attributes:
+        epoch: Number of epochs before this one.
+        step: Number of its steps that are done.
+        metrics: The variables of the model's metrics, from which its losses are averaged.
+    """
+
+    epoch: int
+    step: int
+    metrics: tuple[np.ndarray, ...]
+
+    def add_to_metrics(self, model: WAE) -> None:
+        """Let the model's metrics, which are sums, go on from where they were, after its first step.
+
+        A model that has other ones starts them anew.
+        """
+        variables = model.metrics_variables
+        if [tuple(variable.shape) for variable in variables] == [values.shape for values in self.metrics]:
+            for variable, values in zip(variables, self.metrics, strict=True):
+                variable.assign(variable.numpy() + values)
+
+
+def save_model(
+    model: WAE,
+    path: Path,
+    epoch: int,
+    val_loss: float | None = None,
+    scaling: tuple[np.ndarray, np.ndarray] | None = None,
+    genes: Sequence[str] | None = None,
+    batches: Sequence[str] | None = None,
+    begun: Begun | None = None,
+) -> None:
+    """Write a model with the state of its optimiser; the file appears complete or not at all.
+
+    Args:
+        model: The model.
+        path: The file; an experiment's is `LAST` in its folder `job`.
+        epoch: Number of epochs that the model was trained for.
+        val_loss: Its validation loss, by which `keep_best` judges.
+        scaling: Mean and standard deviation of each gene.
+        genes: Names of the genes.
+        batches: Names of the batches, in the order of the labels.
+        begun: How far it is in the next epoch, if it is in the middle of one.
+
+    Example:
+        >>> import tempfile
+        >>> from discern.estimators.utilities_wae import create_decoder, create_encoder, create_model
+        >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
+        >>> decoder = create_decoder(4, 20, [16], ["layernorm"], "mish", None, 2, regularization=0.0)
+        >>> path = Path(tempfile.mkdtemp()) / "model.h5"
+        >>> save_model(create_model(encoder, decoder, 1000), path, epoch=7)
+        >>> read_model_file(path).epoch
+        7
+    """
+    with atomic.replacing(Path(path)) as partial, OutputFile(partial) as handle:
+        handle.attrs["format_version"] = FORMAT_VERSION
+        handle.attrs["epoch"] = epoch
+        handle.attrs["n_genes"] = model.encoder.inputs[0].shape[-1]
+        handle.attrs["n_labels"] = model.encoder.inputs[1].shape[-1]
+        handle.attrs["total_number_cells"] = model.total_number_cells
+        if val_loss is not None:
+            handle.attrs["val_loss"] = val_loss
+        for variable in model.weights:
+            handle[f"weights/{variable.path}"] = variable.numpy()
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is not None and optimizer.built:
+            for name, variable in _optimizer_variables(optimizer).items():
+                handle[f"optimizer/{name}"] = variable.numpy()
+        if begun is not None:
+            handle.attrs["step"] = begun.step
+            for number, values in enumerate(begun.metrics):
+                handle[f"metrics/{number}"] = values
+        if scaling is not None:
+            handle["scaling/mean"], handle["scaling/std"] = scaling
+        for key, names in (("genes", genes), ("batches", batches)):
+            if names is not None:
+                handle[key] = np.asarray(names, dtype=h5py.string_dtype())
+
+
+def keep_best(directory: Path) -> None:
+    """Make the last model of a `job` folder its best one too, if it has a validation loss and none was lower."""
+    last, best = Path(directory) / LAST, Path(directory) / BEST
+    if _val_loss(last) < _val_loss(best):
+        with atomic.replacing(best) as partial:
+            try:  # the file of the last model is never written to again, only replaced
+                partial.hardlink_to(last)
+            except OSError:
+                shutil.copyfile(last, partial)
+
+
+def _val_loss(path: Path) -> float:
+    if not path.is_file():
+        return np.inf
+    try:
+        with open_model(path) as handle:
+            return number(handle.attrs, "val_loss", -np.inf) if "val_loss" in handle.attrs else np.inf
+    except InvalidInputError as error:
+        _LOGGER.warning("%s", error)
+        return np.inf
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Return what a model file says about its model, without reading the weights.
+
+    Raises:
+        InvalidInputError: If the file cannot be read or is no model file.
+    """
+    with open_model(path) as handle:
+        if "format_version" not in handle.attrs:
+            return _read_original(Path(path), handle)
+        iterations = handle.get("optimizer/iteration")
+        found = ModelFile(
+            path=Path(path),
+            n_genes=whole_number(handle.attrs, "n_genes", 1),
+            n_labels=whole_number(handle.attrs, "n_labels", 1),
+            total_number_cells=number(handle.attrs, "total_number_cells", 1),
+            epoch=whole_number(handle.attrs, "epoch", 0, _MOST_EPOCHS),
+            iterations=None if iterations is None else whole_number({"iteration": iterations[()]}, "iteration", 0),
+            genes=_names(handle, "genes"),
+            batches=_names(handle, "batches"),
+            scaling=_scaling(handle),
+        )
+        _check_description(found, handle)
+        return found
+
+
+def _check_description(found: ModelFile, handle: h5py.File) -> None:
+    """Raise ValueError if a description contradicts itself or what the file can hold."""
+    values = 0
+
+    def count(_: str, part: Any) -> None:
+        nonlocal values
+        values += part.size if isinstance(part, h5py.Dataset) and part.size else 0
+
+    handle.visititems(count)
+    for name, size in {"n_genes": found.n_genes, "n_labels": found.n_labels}.items():
+        if size > values:
+            raise ValueError(f"{name} is {size}, but the file holds {values} numbers only")
+    for name, parts, size in (
+        ("genes", found.genes, found.n_genes),
+        ("batches", found.batches, found.n_labels),
+        ("scaling/mean", found.scaling and found.scaling[0], found.n_genes),
+        ("scaling/std", found.scaling and found.scaling[1], found.n_genes),
+    ):
+        if parts is not None and np.shape(parts) != (size,):
+            raise ValueError(f"{name} has the shape {np.shape(parts)}, expected ({size},)")
+    for name, names in (("genes", found.genes), ("batches", found.batches)):
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"{name} has a name twice")
+
+
+def _names(handle: h5py.File, key: str) -> list[str] | None:
+    return None if key not in handle else list(handle[key].asstr()[()])
+
+
+def _scaling(handle: h5py.File) -> tuple[np.ndarray, np.ndarray] | None:
+    if "scaling" not in handle:
+        return None
+    mean, std = (handle[f"scaling/{part}"][()] for part in ("mean", "std"))
+    check_finite(np.asarray(mean), "scaling/mean")
+    check_finite(np.asarray(std), "scaling/std", positive=True)
+    return mean, std
+
+
+def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+    """Read the weights of a model file into a model, and the optimiser's state where one is passed.
+
+    Nothing is changed unless all weights fit. What the optimiser has no use for, or misses, is said in a warning.
+
+    Args:
+        model: A model that was built for the file's number of genes and batches.
+        path: The model file, ours or the original's.
+        optimizer: An optimiser for the model; its state is created if it is not there yet.
+
+    Raises:
+        InvalidInputError: If the file cannot be read or the weights do not fit the model.
+    """
+    with open_model(path) as handle:
+        read = _own_arrays if "format_version" in handle.attrs else _original_arrays
+        stored, stored_state = read(handle, model)
+        _check_weights(Path(path), stored, model)
+        weights = {name: _values(array, name) for name, array in stored.items()}
+        state = {name: _values(array, f"optimizer {name}") for name, array in stored_state.items()} if optimizer else {}
+    for variable in model.weights:
+        variable.assign(weights[variable.path])
+    if optimizer is not None:
+        _load_optimizer(Path(path), state, optimizer, model)
+
+
+def _values(array: h5py.Dataset, name: str) -> np.ndarray:
+    """Return weights or a state of the optimiser; ValueError if they are nothing to calculate with."""
+    values = np.asarray(array[()])
+    is_count = name.rpartition(" ")[2] == "iteration" or values.ndim == 0
+    if values.dtype.kind not in ("fiu" if is_count else "f"):
+        raise ValueError(f"{visible(name)}: expected floating-point numbers, got {visible(str(values.dtype), 60)}")
+    check_finite(values, name)
+    if name.endswith(_NOT_NEGATIVE) and values.size and values.min() < 0:
+        raise ValueError(f"{visible(name)}: expected no negative numbers, the smallest is {values.min():g}")
+    return values
+
+
+def find_unfinished(directory: Path) -> Begun | None:
+    """Return how far the training of a `job` folder was in the epoch after its newest model, if that was written.
+
+    A damaged checkpoint is left aside, with a warning.
+
+    Raises:
+        InvalidInputError: If the newest model is damaged.
+    """
+    path = Path(directory) / layout.UNFINISHED
+    if not path.is_file():
+        return None
+    try:
+        with open_model(path) as handle:
+            metrics = handle.get("metrics", {})
+            values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
+            begun = Begun(whole_number(handle.attrs, "epoch", 0), whole_number(handle.attrs, "step", 0), values)
+    except InvalidInputError as error:
+        _LOGGER.warning("%s; the epoch begins anew", error)
+        return None
+    model = find_model(directory)
+    found = read_model_file(model) if model is not None else None
+    done = 0 if found is None else _epochs(found) if found.epoch is None else found.epoch
+    return begun if begun.epoch == done else None
+
+
+def restore(estimator: Any, directory: Path, file: Path | None = None) -> None:
+    """Build the model of an estimator and read the newest model file of an experiment into it.
+
+    Args:
+        estimator: A `discern.DISCERN`, made from the experiment's parameters.
+        directory: The experiment's folder, or the `job` folder in it.
+        file: The model file to read in place of the newest.
+
+    Raises:
+        MissingFileError: If there is no model file.
+        InvalidInputError: If it is damaged or does not fit the parameters.
+    """
+    path = file or find_model(directory)
+    if path is None:
+        raise MissingFileError(f"{directory}: there is no trained model ({LAST}); train the experiment first")
+    found = read_model_file(path)
+    estimator.scaling, estimator.genes, estimator.batches = found.scaling, found.genes, found.batches
+    estimator.build_model(found.n_genes, found.n_labels, found.total_number_cells)
+    with estimator.strategy.scope():
+        load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
+    estimator.start_step = _epochs(found) if found.epoch is None else found.epoch
+
+
+def _epochs(found: ModelFile) -> int:
+    """Return the epochs of a file that has only the optimiser's steps: an epoch leaves out an incomplete batch.
+
+    Without parameters, which say how many cells a step has, they are not known: 0, with a warning.
+    """
+    try:
+        (experiment,) = load_parameters(parameters_file(found.path)).experiments.values()
+    except MissingFileError:
+        _LOGGER.warning("%s: without parameters.json it is not known for how many epochs it was trained", found.path)
+        return 0
+    steps = int(found.total_number_cells) // experiment["training"]["batch_size"]
+    return round((found.iterations or 0) / max(steps, 1))
+
+
+def beside_model(directory: Path) -> tuple[tuple[np.ndarray, np.ndarray], list[str], list[str]] | None:
+    """Return scaling, genes and batches of the processed cells of an experiment whose model file does not hold them.
+
+    Args:
+        directory: The experiment's folder, or the `job` folder in it.
+
+    Returns:
+        None, with a warning, if there are no processed cells.
+    """
+    for folder in (directory, directory.parent):
+        processed = folder / "processed_data" / "concatenated_data.h5ad"
+        if processed.is_file():
+            break
+    else:
+        _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
+        return None
+    with open_hdf5(
+        processed, "cannot be read as processed cells", "run `discern process` again", ("var", "uns")
+    ) as file:
+        var, uns = read_elem(file["var"]), read_elem(file["uns"])
+        check_format(uns)
+        names = uns["DISCERN"]["batch_key"]
+        batches = [names[code] for code in sorted(names, key=int)]
+        return parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), batches
+
+
+def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) -> None:
+    shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
+    for names, message in (
+        (shapes.keys() - weights.keys(), "lacks weights of the network that the parameters describe"),
+        (weights.keys() - shapes.keys(), "has weights that are not of the network that the parameters describe"),
+    ):
+        if names:
+            raise InvalidInputError(f"{path}: {message}: {', '.join(sorted(names))}")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise InvalidInputError(
+                f"{path}: weights {name} have the shape {weights[name].shape}, but parameters and data need {shape}; "
+                "the model belongs to other data or other parameters"
+            )
+
+
+def _own_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
+    weights = {f"{layer}/{name}": array for layer, group in handle["weights"].items() for name, array in group.items()}
+    return weights, dict(handle.get("optimizer", {}))
+
+
+def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """Return the state by name. The learning rate is not part of it: the parameters say what it is."""
+    variables = {variable.path.split("/", 1)[1]: variable for variable in optimizer.variables}
+    variables.pop("learning_rate", None)
+    return variables
+
+
+def _load_optimizer(
+    path: Path, state: Mapping[str, np.ndarray], optimizer: keras.optimizers.Optimizer, model: WAE
+) -> None:
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    if isinstance(optimizer, Lookahead):
+        optimizer.restart()
+    variables = _optimizer_variables(optimizer)
+    fitting = {
+        name for name, array in state.items() if name in variables and array.shape == tuple(variables[name].shape)
+    }
+    for name in fitting:
+        variables[name].assign(state[name])
+    known = {_kind(name, model) for name in fitting}
+    for names, message in (
+        (variables.keys() - fitting, "%s: has no state of the optimiser's %s; training goes on without it"),
+        (state.keys() - fitting, "%s: the optimiser does not use its %s"),
+    ):
+        kinds = {_kind(name, model) for name in names} - known  # weights that were frozen have no state of their own
+        if kinds:
+            _LOGGER.warning(message, path, ", ".join(sorted(kinds)))
+
+
+def _kind(name: str, model: WAE) -> str:
+    """Return "momentum" for "latent_kernel_momentum"."""
+    owners = [variable.path.replace("/", "_") + "_" for variable in model.weights]
+    return name.removeprefix(max((owner for owner in owners if name.startswith(owner)), key=len, default=""))
+
+
+# The original's files: Keras 2 models, written by several versions of TensorFlow.
+
+_SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_hat", "slow": "slow"}
+_ITERATIONS = ("iter", "iteration")
+
+
+def _read_original(path: Path, handle: h5py.File) -> ModelFile:
+    layers = {
+        layer["config"]["name"]: layer["config"]
+        for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
+    }
+    optimizer = _listed(handle.get("optimizer_weights"))
+    said = {
+        "n_genes": layers["input_data"]["batch_input_shape"][1],
+        "n_labels": layers["batch_input_enc"]["batch_input_shape"][1],
+        "total_number_cells": layers["mmdpp"]["scale"],
+    }
+    steps = next((array[()] for name, array in optimizer if name[-1] in _ITERATIONS), None)
+    found = ModelFile(
+        path=path,
+        n_genes=whole_number(said, "n_genes", 1),
+        n_labels=whole_number(said, "n_labels", 1),
+        total_number_cells=number(said, "total_number_cells", 1),
+        epoch=None,
+        iterations=None if steps is None else whole_number({"iteration": steps}, "iteration", 0),
+    )
+    _check_description(found, handle)
+    return found
+
+
+def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
+    """Pair the arrays with our variables: in the order of the layers, each kind of variable for itself."""
+    weights: dict[str, h5py.Dataset] = {}
+    trained: list[str] = []
+    for part in (model.encoder, model.decoder):
+        listed = _listed(handle["model_weights"][part.name])
+        owners: dict[tuple[str, ...], keras.Variable] = {}
+        for kind in _WEIGHTS:
+            names = [name for name, _ in listed if name[-1] == kind]
+            ours = [variable for layer in part.layers for variable in layer.weights if variable.name == kind]
+            if len(names) != len(ours):
+                raise InvalidInputError(
+                    f"{handle.filename}: the {part.name} has {len(names)} arrays {kind!r}, but the parameters describe "
+                    f"{len(ours)}; the model belongs to other parameters"
+                )
+            owners |= dict(zip(names, ours, strict=True))
+        weights |= {owners[name].path: array for name, array in listed}
+        trained += [owners[name].path for name, _ in listed if not name[-1].startswith("moving")]
+
+    state: dict[str, h5py.Dataset] = {}
+    slots: dict[str, list[h5py.Dataset]] = {}
+    for name, array in _listed(handle.get("optimizer_weights")):
+        slot = next((_SLOTS[part] for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
+        if name[-1] in _ITERATIONS:
+            state["iteration"] = array
+        elif slot is not None:
+            slots.setdefault(slot, []).append(array)
+        elif name[-1] != "learning_rate":
+            state["/".join(name)] = array
+    for kind, arrays in slots.items():
+        if len(arrays) != len(trained):
+            _LOGGER.warning("%s: has the %s of only some weights; it is not taken over", handle.filename, kind)
+            continue
+        state |= {f"{path.replace('/', '_')}_{kind}": array for path, array in zip(trained, arrays, strict=True)}
+    return weights, state
+
+
+def _listed(group: h5py.Group | None) -> list[tuple[tuple[str, ...], h5py.Dataset]]:
+    """Return the arrays of a Keras 2 group in the order in which they were listed, with the parts of their names."""
+    if group is None:
+        return []
+    # a long list is cut into the attributes weight_names0, weight_names1, ...
+    keys = sorted(
+        (key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)), key=lambda key: (len(key), key)
+    )
+    names = [name.decode() if isinstance(name, bytes) else name for key in keys for name in group.attrs[key]]
+    return [(tuple(re.sub(r":\d+$", "", name).split("/")), group[name]) for name in names]

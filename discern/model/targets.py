@@ -1,0 +1,159 @@
+"""Which labels to decode cells with, and what the files are called. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from discern.data.annotation import CheckMetaData
+from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.runtime.text import file_part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+
+RESULTS = ("X", "estimated_counts", "estimated_dropouts")
+"""What a projected file holds unless another choice is made: the sampled expression and the layers."""
+
+MATRICES = (*RESULTS, "measured")
+"""What a projected file may hold: also the cells as they were measured."""
+
+
+def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
+    """Raise unless the choice of what a projected file holds can be written.
+
+    Args:
+        layers: Some of `MATRICES`.
+        dtype: "float32" or "float16".
+        suffix: ".h5ad" or ".zarr".
+
+    Raises:
+        UnknownNameError: If there is no such matrix.
+        InvalidInputError: If there is none at all, or the type or suffix is another one.
+
+    Example:
+        >>> check_output(["X", "counts"], "float32", ".h5ad")
+        Traceback (most recent call last):
+        ...
+        discern.errors.UnknownNameError: there is no layer 'counts' to write; layers are X, estimated_counts, ...
+    """
+    for layer in layers:
+        if layer not in MATRICES:
+            raise UnknownNameError(
+                f"there is no layer {layer!r} to write{nearest(layer, MATRICES)}; layers are {', '.join(MATRICES)}"
+            )
+    if not layers:
+        raise InvalidInputError(f"expected at least one layer to write, of {', '.join(MATRICES)}")
+    if dtype not in ("float32", "float16"):
+        raise InvalidInputError(f"expected the type float32 or float16, got {dtype!r}")
+    if suffix not in (".h5ad", ".zarr"):
+        raise InvalidInputError(f"expected the format .h5ad or .zarr, got {suffix!r}")
+
+
+def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value: str | None) -> np.ndarray:
+    """Return the labels to decode each cell with.
+
+    Without a column, its own. With a column and a value, the mean label of the cells that have the value. With a column
+    alone, the mean label of the cell's own group in that column; for `batch`, the mean over all cells. A cell without a
+    value in the column keeps its own label. A batch that the model knows needs no cells here.
+
+    Args:
+        obs: The cells' annotation; the categories of `batch`, if it is categorical, are the columns of `own`.
+        own: One-hot labels of the cells' own batches, cells x batches.
+        column: obs column or None.
+        value: One of its values; "" or None for each cell's own group.
+
+    Returns:
+        cells x batches, float32; every row sums to 1.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See `CheckMetaData`.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> obs = pd.DataFrame({"batch": ["a", "b", "b"], "type": ["x", "x", "y"]})
+        >>> own = np.array([[1, 0], [0, 1], [0, 1]])
+        >>> target_labels(obs, own, "type", "x")[2].tolist()
+        [0.5, 0.5]
+        >>> target_labels(obs, own, "type", "").tolist()
+        [[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]]
+    """
+    own = np.asarray(own, dtype=np.float32)
+    if column is None:
+        return own
+    CheckMetaData(obs).check((column, value))
+    if value not in (None, ""):
+        chosen = (obs[column].astype(str) == value).to_numpy() & obs[column].notna().to_numpy()
+        if not chosen.any():
+            label = (obs[column].cat.categories.astype(str) == value).astype(np.float32)
+            return np.repeat(label[None], len(own), 0)
+        return np.repeat(own[chosen].mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)
+    if column == "batch":
+        return np.repeat(own.mean(0, dtype=np.float64, keepdims=True), len(own), 0).astype(np.float32)
+    labels = own.copy()
+    codes = obs[column].astype("category").cat.codes.to_numpy()
+    if (codes < 0).any():
+        warnings.warn(
+            f"{int((codes < 0).sum())} cells have no value in {column!r}; they are decoded with their own batch",
+            stacklevel=2,
+        )
+    for code in np.unique(codes[codes >= 0]):
+        labels[codes == code] = own[codes == code].mean(0, dtype=np.float64)
+    return labels
+
+
+def file_name(column: str | None, value: str | None, suffix: str = ".h5ad", obs: pd.DataFrame | None = None) -> str:
+    """Return the name of the file of a projection; characters unfit for a file name become `_`, dots are kept.
+
+    Args:
+        column: obs column or None.
+        value: One of its values; "" or None for each cell's own group.
+        suffix: ".h5ad" or ".zarr".
+        obs: The cells' annotation: where another projection of these cells would get the same name, those whose name
+            had to be changed get eight figures of a hash at the end. The name of a projection is the same in each call.
+
+    Example:
+        >>> file_name(None, None), file_name("batch", ""), file_name("batch", "donor 1/a.2")
+        ('unprojected.h5ad', 'projected_to_average_batch.h5ad', 'projected_to_average_batch_donor_1_a.2.h5ad')
+        >>> import pandas as pd
+        >>> file_name("batch", "a/b", obs=pd.DataFrame({"batch": ["a/b", "a_b"]}))
+        'projected_to_average_batch_a_b-2a4fd32e.h5ad'
+    """
+    if column is None:
+        return f"unprojected{suffix}"
+    wanted = _joined(column, value)
+    name = file_part(wanted)
+    if obs is not None and name.casefold() in _names_of_others(obs, column, value):
+        changed = name != wanted or (value or "") == "" or _is_longer_column(obs, column)
+        name = file_part(wanted, unique=changed)
+    return f"projected_to_average_{name}{suffix}"
+
+
+def _joined(column: str, value: str | None) -> str:
+    return f"{column}_{value}" if value else column
+
+
+def _is_longer_column(obs: pd.DataFrame, column: str) -> bool:
+    return any(column.startswith(f"{other}_") for other in map(str, obs.columns))
+
+
+def _names_of_others(obs: pd.DataFrame, column: str, value: str | None) -> set[str]:
+    """Return the names that projections to anything else get, of this column and those that begin like it."""
+    names = set()
+    for other in obs.columns:
+        clean, own = (file_part(str(name)).casefold() for name in (other, column))
+        if not (clean == own or clean.startswith(f"{own}_") or own.startswith(f"{clean}_")):
+            continue
+        known = obs[other]
+        values = known.cat.categories if hasattr(known, "cat") else known.dropna().unique()
+        names |= {
+            file_part(_joined(str(other), text)).casefold()
+            for text in {"", *map(str, values)}
+            if (str(other), text) != (column, value or "")
+        }
+    return names

@@ -1,0 +1,1 @@
+"""Layers, losses, optimisers and the network itself, as Keras objects."""

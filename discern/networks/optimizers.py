@@ -1,0 +1,325 @@
+"""RectifiedAdam and Lookahead as Keras 3 optimisers, number for number those of TensorFlow Addons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from discern.config.allowlist import get_function_by_name
+from discern.config.arguments import taken_by
+from discern.errors import InvalidInputError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_register = keras.saving.register_keras_serializable("discern")
+
+
+_VAST = 1e18
+
+
+def getmembers() -> dict[str, type[keras.optimizers.Optimizer]]:
+    """Return the optimisers of this module by name, for the `custom_objects` of Keras.
+
+    Example:
+        >>> sorted(getmembers())
+        ['Lookahead', 'RectifiedAdam']
+    """
+    return {optimizer.__name__: optimizer for optimizer in (Lookahead, RectifiedAdam)}
+
+
+def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer:
+    """Make the optimiser that `training.optimizer` of parameters.json asks for.
+
+    Args:
+        parameters: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
+
+    Raises:
+        InvalidInputError: If the optimiser does not take one of the arguments.
+
+    Example:
+        >>> from_parameters({"algorithm": "keras.optimizers.SGD", "learning_rate": 0.5, "Lookahead": True}).name
+        'Lookahead'
+    """
+    config = dict(parameters)
+    algorithm = config.pop("algorithm")
+    decay = config.pop("learning_decay", None)
+    lookahead = config.pop("Lookahead", False)
+    if decay:
+        name = decay["name"]
+        arguments = {key: value for key, value in decay.items() if key != "name"}
+        if "initial_learning_rate" in taken_by(name, "schedule"):
+            arguments = {"initial_learning_rate": config.get("learning_rate", 1e-3), **arguments}
+        config["learning_rate"] = _make(name, arguments)
+    optimizer = _make(algorithm, config)
+    return Lookahead(optimizer) if lookahead else optimizer
+
+
+def _make(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Call a class named in parameters.json; an argument that it does not take is the user's mistake."""
+    function = get_function_by_name(name)
+    try:
+        return function(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{function.__name__} does not take {dict(arguments)}: {error}") from error
+
+
+@_register
+class RectifiedAdam(keras.optimizers.Optimizer):
+    """Adam whose step is scaled by how far its estimate of the variance can be trusted yet.
+
+    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020, arXiv:1908.03265. While the
+    estimate rests on too few gradients (`sma_threshold`), the step is that of plain momentum.
+
+    Args:
+        learning_rate: Step size, or a schedule of Keras.
+        beta_1: Decay of the mean of the gradients.
+        beta_2: Decay of the mean of their squares.
+        epsilon: Added to the root of the variance.
+        weight_decay: Share of each weight taken off in a step, times the learning rate.
+        amsgrad: Whether the variance never falls (Reddi et al., ICLR 2018).
+        sma_threshold: Length of the simple moving average from which the variance is used.
+        total_steps: If not 0, the learning rate warms up and then falls linearly over so many steps.
+        warmup_proportion: Share of `total_steps` in which it rises.
+        min_lr: Learning rate after `total_steps`.
+        name: Name of the optimiser.
+        **kwargs: Arguments of every Keras optimiser (`clipnorm`, ...).
+
+    Example:
+        >>> weight = keras.Variable([1.0, -1.0])
+        >>> RectifiedAdam(learning_rate=0.1).apply([keras.ops.array([1.0, 2.0])], [weight])
+        >>> weight.numpy().round(4)
+        array([ 0.9, -1.2], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        weight_decay: float | None = None,
+        amsgrad: bool = False,
+        sma_threshold: float = 5.0,
+        total_steps: int = 0,
+        warmup_proportion: float = 0.1,
+        min_lr: float = 0.0,
+        name: str = "RectifiedAdam",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.amsgrad = amsgrad
+        self.sma_threshold = sma_threshold
+        self.total_steps = total_steps
+        self.warmup_proportion = warmup_proportion
+        self.min_lr = min_lr
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the moments of the weights."""
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums, self._velocities = self.add_optimizer_variables(variables, ["momentum", "velocity"])
+        self._velocity_hats = self.add_optimizer_variables(variables, "velocity_hat") if self.amsgrad else []
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one weight and its moments, in one pass over them (except with `amsgrad`)."""
+        index = self._get_variable_index(variable)
+        momentum, velocity = self._momentums[index].value, self._velocities[index].value
+        gradient = tf.cast(gradient, variable.dtype)
+        factor, epsilon = (tf.cast(value, variable.dtype) for value in self._step(learning_rate))
+        if not self.amsgrad:
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=momentum.handle,
+                v=velocity.handle,
+                beta1_power=tf.zeros((), variable.dtype),  # its bias corrections are in the factor
+                beta2_power=tf.zeros((), variable.dtype),
+                lr=factor,
+                beta1=tf.constant(self.beta_1, variable.dtype),
+                beta2=tf.constant(self.beta_2, variable.dtype),
+                epsilon=epsilon,
+                grad=gradient,
+            )
+            return
+        highest = self._velocity_hats[index]
+        self.assign_add(momentum, (gradient - momentum) * (1 - self.beta_1))
+        self.assign_add(velocity, (tf.square(gradient) - velocity) * (1 - self.beta_2))
+        self.assign(highest, tf.maximum(highest, velocity))
+        self.assign_sub(variable, factor * momentum / (tf.sqrt(highest) + epsilon))
+
+    def _step(self, learning_rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the factor and epsilon of factor * momentum / (sqrt(velocity) + epsilon), the step of every weight.
+
+        The bias corrections are folded in. Before the variance can be trusted, epsilon is so large that its root
+        vanishes beside it, and in the factor as well.
+        """
+        step = tf.cast(self.iterations + 1, tf.float32)
+        beta_1, beta_2 = tf.constant(self.beta_1, tf.float32), tf.constant(self.beta_2, tf.float32)
+        beta_1_power, beta_2_power = beta_1**step, beta_2**step
+        sma_limit = 2 / (1 - beta_2) - 1
+        sma = sma_limit - 2 * step * beta_2_power / (1 - beta_2_power)
+        trusted = tf.maximum(sma, 4.0)  # the root below 4 would be of a negative number
+        rectification = tf.sqrt((trusted - 4) / (sma_limit - 4) * (trusted - 2) / (sma_limit - 2) * sma_limit / trusted)
+        correction = tf.sqrt(1 - beta_2_power)
+        factor = tf.cast(learning_rate, tf.float32) / (1 - beta_1_power)
+        rectified = sma >= self.sma_threshold
+        return (
+            factor * tf.where(rectified, rectification * correction, _VAST),
+            tf.where(rectified, self.epsilon * correction, _VAST),
+        )
+
+    def _get_current_learning_rate(self) -> Any:
+        learning_rate = super()._get_current_learning_rate()
+        if not self.total_steps:
+            return learning_rate
+        step = tf.cast(self.iterations + 1, tf.float32)
+        peak = tf.cast(learning_rate, tf.float32)
+        warmup = self.total_steps * self.warmup_proportion
+        decay = max(self.total_steps - warmup, 1)
+        falling = peak + (self.min_lr - peak) / decay * tf.minimum(step - warmup, decay)
+        return tf.where(step <= warmup, tf.math.divide_no_nan(peak * step, warmup), falling)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments from which an equal optimiser can be made."""
+        return {
+            **super().get_config(),
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+            "amsgrad": self.amsgrad,
+            "sma_threshold": self.sma_threshold,
+            "total_steps": self.total_steps,
+            "warmup_proportion": self.warmup_proportion,
+            "min_lr": self.min_lr,
+        }
+
+
+@_register
+class Lookahead(keras.optimizers.Optimizer):
+    """Every few steps, go only part of the way that another optimiser went since the last time.
+
+    Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019, arXiv:1907.08610.
+
+    Args:
+        optimizer: The optimiser that takes the steps. Learning rate, clipping and weight decay are its own.
+        sync_period: Number of its steps between two synchronisations.
+        slow_step_size: Share of the way that is kept.
+        name: Name of the optimiser.
+
+    Raises:
+        InvalidInputError: If `sync_period` is not a positive integer.
+
+    Example:
+        >>> weight = keras.Variable([0.0])
+        >>> optimizer = Lookahead(keras.optimizers.SGD(learning_rate=1.0), sync_period=2)
+        >>> for _ in range(2):
+        ...     optimizer.apply([keras.ops.array([-1.0])], [weight])
+        >>> weight.numpy().tolist()
+        [1.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        sync_period: int = 6,
+        slow_step_size: float = 0.5,
+        name: str = "Lookahead",
+    ) -> None:
+        if sync_period < 1:
+            raise InvalidInputError(f"sync_period must be a positive number of steps, not {sync_period}")
+        super().__init__(learning_rate=0.0, name=name)
+        self.optimizer = keras.optimizers.get(optimizer)
+        self.sync_period = sync_period
+        self.slow_step_size = slow_step_size
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the slow weights, equal to the weights."""
+        if self.built:
+            return
+        self.optimizer.build(variables)
+        super().build(variables)
+        with tf.init_scope():  # also when the first step is being compiled
+            self._slow = [self._copy(variable) for variable in variables]
+
+    def _copy(self, variable: keras.Variable) -> keras.Variable:
+        value = tf.identity(variable.value)
+        return self.add_variable_from_reference(variable, name="slow", initializer=lambda shape, dtype: value)
+
+    def restart(self) -> None:
+        """Let the slow weights be the weights as they are now, for weights that were set from outside."""
+        for slow, variable in zip(self._slow, self._trainable_variables, strict=True):
+            slow.assign(variable)
+
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        """Let the other optimiser take one step, then synchronise if it is time."""
+        if not self.built:
+            self.build(list(trainable_variables or []))
+        self.optimizer.apply(grads, trainable_variables)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        pairs = [(variable.value, self._slow[self._get_variable_index(variable)].value) for variable in variables]
+        due = tf.equal(self.iterations % self.sync_period, 0)
+        tf.__internal__.distribute.interim.maybe_merge_call(self._synchronise, self._distribution_strategy, pairs, due)
+
+    def _synchronise(
+        self, distribution: tf.distribute.Strategy, pairs: Sequence[tuple[tf.Variable, tf.Variable]], due: tf.Tensor
+    ) -> None:
+        def step_back(fast: tf.Variable, slow: tf.Variable, due: tf.Tensor) -> None:
+            def move() -> tf.Tensor:
+                slow.assign_add((fast - slow) * self.slow_step_size)
+                fast.assign(slow)
+                return True
+
+            tf.cond(due, move, lambda: False)
+
+        for fast, slow in pairs:
+            distribution.extended.update(fast, step_back, args=(slow, due), group=False)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The slow weights and the variables of the other optimiser."""
+        return [*getattr(self, "_slow", []), *self.optimizer.variables]
+
+    @property
+    def iterations(self) -> keras.Variable:
+        """Number of steps taken."""
+        return self.optimizer.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        """Learning rate of the other optimiser."""
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self.optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """Scale the loss as the other optimiser wants it."""
+        return self.optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Let the other optimiser finish the weights at the end of training."""
+        self.optimizer.finalize_variable_values(var_list)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments from which an equal optimiser can be made."""
+        return {
+            "name": self.name,
+            "optimizer": keras.optimizers.serialize(self.optimizer),
+            "sync_period": self.sync_period,
+            "slow_step_size": self.slow_step_size,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Lookahead:
+        """Make an optimiser from its `get_config`."""
+        optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects=custom_objects)
+        return cls(**{**config, "optimizer": optimizer})

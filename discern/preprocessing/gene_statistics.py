@@ -1,0 +1,153 @@
+"""Figures of genes and cells that preprocessing needs, gathered block by block in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import linalg
+from sklearn.neighbors import NearestNeighbors
+
+from discern.data.chunks import Matrix, iter_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_NORMAL_MAD = 0.6744897501960817
+"""Median absolute deviation of the standard normal distribution."""
+
+
+class Moments(NamedTuple):
+    """Mean and sum of squared deviations of each gene over `cells` cells."""
+
+    cells: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    def variance(self, ddof: int) -> np.ndarray:
+        """Return the variance of each gene; `ddof` as in numpy."""
+        return self.squares / max(1, self.cells - ddof)
+
+
+def gene_moments(X: Matrix, chosen: np.ndarray, *views: Callable[[np.ndarray], np.ndarray]) -> list[Moments]:
+    """Return the moments of each gene, once for each view of the values, in one pass.
+
+    Args:
+        X: (n_cells, n_genes).
+        chosen: which cells count, bool of shape (n_cells,).
+        views: functions of the values that keep zero at zero, e.g. `np.log1p`.
+
+    Example:
+        >>> moments, = gene_moments(np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([True, True]), np.positive)
+        >>> moments.mean, moments.variance(ddof=1)
+        (array([2., 0.]), array([2., 0.]))
+    """
+    n_genes, n = X.shape[1], int(chosen.sum())
+    sums = np.zeros((len(views), 2, n_genes))
+    for rows, block in iter_blocks(X):
+        if not chosen[rows].all():
+            block = block[chosen[rows]]
+        for view, (total, squares) in zip(views, sums, strict=True):
+            values = view(block.data.astype(np.float64))
+            total += np.bincount(block.indices, weights=values, minlength=n_genes)
+            squares += np.bincount(block.indices, weights=np.square(values, out=values), minlength=n_genes)
+    means = sums[:, 0] / max(1, n)
+    deviations = np.maximum(sums[:, 1] - n * means**2, 0)
+    return [Moments(n, mean, squares) for mean, squares in zip(means, deviations, strict=True)]
+
+
+def dispersion(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return variance / mean and the mean, which is 1e-12 where it was zero."""
+    mean = np.where(mean == 0, 1e-12, mean)
+    return variance / mean, mean
+
+
+def variable_genes(mean: np.ndarray, variance: np.ndarray, number: int) -> np.ndarray:
+    """Choose the genes of largest normalised dispersion, the way of Cell Ranger.
+
+    Genes are binned by the 10th, 15th, ..., 100th percentile of the means. Normalised dispersion is the *absolute*
+    difference between a gene's dispersion (variance / mean) and the median of its bin, over the bin's median absolute
+    deviation. Zheng et al., Nature Communications 8, 14049 (2017); the same as scanpy's
+    `filter_genes_dispersion(flavor="cell_ranger", log=False)`.
+
+    Args:
+        mean: of the normalised counts, not logged, (n_genes,).
+        variance: the same with ddof 1.
+        number: genes wanted; all are chosen if there are not more, and the wanted number may be missed by the few whose
+            normalised dispersions are equal or undefined.
+
+    Returns:
+        bool of shape (n_genes,).
+    """
+    if len(mean) <= number:
+        return np.ones(len(mean), dtype=bool)
+    value, mean = dispersion(mean, variance)
+    edges = np.unique(np.r_[-np.inf, np.percentile(mean, np.arange(10, 105, 5)), np.inf])
+    table = pd.DataFrame({"value": value, "bin": pd.cut(pd.Series(mean), list(edges))})
+    away = (table["value"] - table.groupby("bin", observed=True)["value"].transform("median")).abs()
+    spread = away.groupby(table["bin"], observed=True).transform("median") / _NORMAL_MAD
+    with np.errstate(divide="ignore", invalid="ignore"):
+        normalised = away.to_numpy() / spread.to_numpy()
+    ranked = np.sort(normalised[~np.isnan(normalised)])[::-1].astype(np.float32)
+    return normalised >= ranked[min(number, len(ranked)) - 1]
+
+
+def dispersion_record(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
+    """Return means, dispersions, normalised dispersions and highly variable genes of logged data, the way of Seurat.
+
+    Genes are put into 20 bins of equal width by their mean; normalised is the dispersion's z-score in its bin (1 for a
+    gene alone in its bin). Satija et al., Nature Biotechnology 33, 495 (2015); the same as scanpy's
+    `filter_genes_dispersion(flavor="seurat", log=False)`.
+
+    Args:
+        mean: of log-normalised expression, (n_genes,).
+        variance: the same with ddof 1.
+
+    Returns:
+        float32 columns `means`, `dispersions`, `dispersions_norm` and bool `highly_variable`.
+    """
+    value, mean = dispersion(mean, variance)
+    table = pd.DataFrame({"value": value, "bin": pd.cut(mean, 20)})
+    bins = table.groupby("bin", observed=True)["value"]
+    centre, width = bins.transform("mean"), bins.transform("std")
+    alone = width.isna()
+    normalised = (value - centre.mask(alone, 0)) / width.mask(alone, centre)
+    high = (mean > 0.0125) & (mean < 3) & (normalised.astype(np.float32).fillna(0) > 0.5)
+    return pd.DataFrame(
+        {
+            "means": mean.astype(np.float32),
+            "dispersions": value.astype(np.float32),
+            "dispersions_norm": normalised.to_numpy(dtype=np.float32),
+            "highly_variable": high.to_numpy(),
+        }
+    )
+
+
+def principal_axes(covariance: np.ndarray, number: int) -> np.ndarray:
+    """Return the eigenvectors of the largest eigenvalues, one per column, each with its largest entry positive.
+
+    Example:
+        >>> principal_axes(np.diag([1.0, 3.0, 2.0]), 2)
+        array([[0., 0.],
+               [1., 0.],
+               [0., 1.]])
+    """
+    n = len(covariance)
+    _, axes = linalg.eigh(covariance, subset_by_index=[max(0, n - number), n - 1])
+    axes = axes[:, ::-1]
+    return axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+
+
+def neighbour_distance(points: np.ndarray, neighbours: int, n_jobs: int) -> float:
+    """Return the median over points of the mean distance to the nearest others.
+
+    Args:
+        points: (n_points, dimension).
+        neighbours: how many points are near, the point itself among them.
+        n_jobs: processes, -1 for all CPUs.
+    """
+    others = max(1, neighbours - 1)
+    distances, _ = NearestNeighbors(n_neighbors=others, n_jobs=n_jobs).fit(points).kneighbors()
+    return float(np.median(distances.mean(axis=1)))

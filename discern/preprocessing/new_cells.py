@@ -1,0 +1,247 @@
+"""Process new cells with the gene statistics of an experiment that is there."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from discern.config.reading import load_parameters
+from discern.data.chunks import is_lazy, iter_blocks
+from discern.data.processed import DISCERNData
+from discern.errors import InvalidInputError
+from discern.inputs.gene_matching import match
+from discern.inputs.merging import BatchColumn, batch_key, sources
+from discern.preprocessing.recipe import WAERecipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from discern.data.chunks import Matrix
+
+_LOGGER = logging.getLogger(__name__)
+
+
+_SHOWN = 10
+_HIGHEST_LOGGED = 30
+"""Higher than the logarithm of any count."""
+
+
+class OnlineWAERecipe(WAERecipe):
+    """Preprocessing of new cells as those of a trained experiment were processed.
+
+    The cells are restricted to the reference's genes, and get its library size, means, standard deviations, principal
+    components and kernel width. Cells of a batch that the reference has are added to it (`fix_batch_labels`).
+
+    Args:
+        reference_adata: the processed cells of the experiment; not modified.
+        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. If the experiment took
+            the batch from the same obs column in all its own files, it comes from this one, or is the file's name.
+        fill_missing_genes: whether genes of the reference that a file lacks are zero in its cells; else they are an
+            error.
+        kwargs: arguments of `WAERecipe`.
+
+    Raises:
+        InvalidInputError: if genes are missing, or the cells were processed or logged already.
+
+    Example:
+        >>> from discern.datasets import lung_cell_lines
+        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60].copy() for path in lung_cell_lines().values())
+        >>> parameters = {"filtering": {"min_genes": 10, "min_cells": 3}, "scale": {"LSN": 20000}}
+        >>> celseq2.obs["batch"] = ["one", "two"] * 30
+        >>> reference = WAERecipe(parameters, {"old": celseq2})().sc_raw
+        >>> new = OnlineWAERecipe(reference, parameters, {"new": dropseq}, fill_missing_genes=True)()
+        >>> new.sc_raw.var_names.equals(reference.var_names), new.config["batch_key"]
+        (True, {'0': 'one', '1': 'two', '2': 'dropseq'})
+    """
+
+    def __init__(
+        self, reference_adata: ad.AnnData, *args: Any, fill_missing_genes: bool = False, **kwargs: Any
+    ) -> None:
+        self._reference = reference_adata
+        self._fill_missing_genes = fill_missing_genes
+        super().__init__(*args, **kwargs)
+        self.params["scale"] = dict(reference_adata.uns["DISCERN"].get("scale", {}))
+        if "fixed_scaling" in reference_adata.uns:
+            self.params["scale"]["fixed_scaling"] = dict(reference_adata.uns["fixed_scaling"])
+
+    @classmethod
+    def from_path(
+        cls,
+        job_dir: str | Path,
+        input_files: Sequence[str | Path] | Mapping[str, str | None] | None = None,
+        fill_missing_genes: bool = False,
+    ) -> OnlineWAERecipe:
+        """Make the recipe for new cells of an experiment.
+
+        Args:
+            job_dir: folder of the experiment, with `parameters.json` and its processed cells, the reference.
+            input_files: the new cells; by default `input_ds.raw_input` of the parameters.
+            fill_missing_genes: see `OnlineWAERecipe`.
+        """
+        (experiment,) = load_parameters(Path(job_dir) / "parameters.json").experiments.values()
+        reference = DISCERNData.from_folder(job_dir, batch_size=1)
+        return cls(reference, experiment, input_files=input_files, fill_missing_genes=fill_missing_genes)
+
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
+        usual = {source.batch for source in sources(self.params.get("raw_input")).values()}
+        if len(usual) == 1:
+            (column,) = usual
+            said = {key: named for key, named in columns.items() if named is not None}
+            other: BatchColumn = (
+                None if column in (None, "batch") else False
+            )  # its `batch` is not what the experiment calls so
+            columns = {key: column if column in adata.obs else other for key, adata in inputs.items()} | said
+        return super()._merged({key: self._aligned(key, adata) for key, adata in inputs.items()}, columns)
+
+    def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:
+        """Return the cells with the reference's genes in its order."""
+        _check_raw(name, adata)
+        adata = _named_alike(name, adata, self._reference.var)
+        genes = self._reference.var_names
+        missing = genes[~genes.isin(adata.var_names)]
+        if len(missing) and not self._fill_missing_genes:
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            raise InvalidInputError(
+                f"{name}: lacks {len(missing)} of the {len(genes)} genes of the experiment: "
+                f"{', '.join(missing[:_SHOWN])}{more}; its own have names like {', '.join(adata.var_names[:2])}. "
+                "--fill-missing-genes (fill_missing_genes=True) takes them as zero"
+            )
+        if len(missing) == len(genes):
+            raise InvalidInputError(
+                f"{name}: has none of the genes of the experiment, which have names like {', '.join(genes[:2])}; its "
+                f"own have names like {', '.join(adata.var_names[:2])}"
+            )
+        if len(missing):
+            _LOGGER.warning("%s: %d of %d genes are missing and taken as zero", name, len(missing), len(genes))
+            names = pd.Index([*adata.var_names, *missing])
+            adata = ad.AnnData(X=_widened(adata.X, len(names)), obs=adata.obs, var=pd.DataFrame(index=names))
+        return adata[:, genes]
+
+    def filtering(self, min_genes: int, *unused_args: Any, **unused_kwargs: Any) -> None:
+        """Keep the cells that have enough of the reference's genes; all genes are kept.
+
+        Args:
+            min_genes: a cell is kept if it has at least so many genes.
+            unused_args: ignored.
+            unused_kwargs: ignored.
+        """
+        super().filtering(min_genes, min_cells=0)
+        self.fix_batch_labels()
+
+    def fix_batch_labels(self) -> None:
+        """Put the new batches after those of the reference; cells of a batch that is there already belong to it.
+
+        `sc_raw.obs["batch"]` gets the categories of both, and `config["batch_key"]` their numbers.
+        """
+        known = list(self._reference.obs["batch"].cat.categories)
+        batch = self.sc_raw.obs["batch"].cat.remove_unused_categories()
+        for name in batch.cat.categories.intersection(known):
+            warnings.warn(
+                f"the experiment has a batch {name!r} already: the {int((batch == name).sum())} new cells of this name "
+                "are taken as cells of it; if they are of another batch, rename theirs",
+                stacklevel=2,
+            )
+        labels = list(dict.fromkeys([*known, *batch.cat.categories]))
+        self.sc_raw.obs["batch"] = batch.cat.set_categories(labels)
+        self.config["batch_key"] = batch_key(labels)
+
+    def split(
+        self, split_seed: int, valid_cells_ratio: float, mmd_cells_ratio: float = 1.0, test_cells_ratio: float = 0
+    ) -> None:
+        """Choose validation cells as `WAERecipe.split` does; numbers of cells become the shares that the reference has.
+
+        Args:
+            split_seed: of all choices.
+            valid_cells_ratio: share of each batch.
+            mmd_cells_ratio: share of the validation cells.
+            test_cells_ratio: share of each batch that nothing is learned from.
+        """
+        reference = self._reference.obs["split"]
+        valid, test = (
+            float((reference == part).mean()) if ratio > 1 else ratio
+            for part, ratio in (("valid", valid_cells_ratio), ("test", test_cells_ratio))
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="all cells are of one batch")  # there are the reference's
+            super().split(split_seed, valid, mmd_cells_ratio, test)
+
+    @property
+    def _components(self) -> int:
+        return np.shape(self._reference.varm["PCs"])[1]
+
+    def projection_pca(self, pcs: int = 25) -> None:
+        """Take over the reference's annotation of genes and its principal components.
+
+        Args:
+            pcs: number of components, that of the reference.
+
+        Raises:
+            InvalidInputError: if the reference has another number of components.
+        """
+        if pcs != self._components:
+            raise InvalidInputError(
+                f"pcs: expected {self._components}, the number of principal components of the reference, got {pcs}"
+            )
+        self.sc_raw.var = self._reference.var.copy()
+        self.sc_raw.varm["PCs"] = np.asarray(self._reference.varm["PCs"])
+
+    def kernel_mmd(self, neighbors_mmd: int = 50, no_cells_mmd: int = 2000) -> None:
+        """Take over the reference's kernel width.
+
+        Args:
+            neighbors_mmd: ignored.
+            no_cells_mmd: ignored.
+        """
+        self.config["mmd_kernel"] = dict(self._reference.uns["DISCERN"]["mmd_kernel"])
+
+    def _record_dispersions(self) -> None:
+        """Do nothing: the dispersions are the reference's."""
+
+
+def _check_raw(name: str, adata: ad.AnnData) -> None:
+    if "DISCERN" in adata.uns:
+        raise InvalidInputError(
+            f"{name}: expected raw counts, these cells were processed by DISCERN; give the raw file"
+        )
+    values = next((block.data for _, block in iter_blocks(adata.X)), np.empty(0))
+    fractions = bool((values != np.floor(values)).any())
+    if "log1p" in adata.uns or (fractions and values.max() < _HIGHEST_LOGGED):
+        found = 'uns["log1p"]' if "log1p" in adata.uns else f"fractions of at most {values.max():.3g}"
+        raise InvalidInputError(
+            f"{name}: expected raw counts, these cells are logged ({found}); put the counts into X and take "
+            'uns["log1p"] out'
+        )
+
+
+def _named_alike(name: str, adata: ad.AnnData, reference: pd.DataFrame) -> ad.AnnData:
+    """Return the cells with the reference's names of genes where the other kind of name stands in a column of var."""
+    try:
+        found = match({"the experiment": reference, name: adata.var})
+    except InvalidInputError:
+        return adata
+    for note in found.warnings:
+        warnings.warn(note, stacklevel=2)
+    if found.by is None and not len(found.different):
+        return adata
+    for note in found.remarks:
+        _LOGGER.info("%s", note)
+    if found.by is None:
+        return adata[:, ~adata.var_names.isin(found.different)].copy()
+    columns = found.columns[name]
+    return ad.AnnData(X=adata.X[:, columns], obs=adata.obs, var=adata.var.iloc[columns].set_axis(found.names))
+
+
+def _widened(X: Matrix, genes: int) -> Matrix:
+    """Append columns of zeros."""
+    if is_lazy(X):
+        meta = sparse.csr_matrix((0, 0), dtype=X.dtype)
+        return X.map_blocks(_widened, genes, chunks=(X.chunks[0], (genes,)), dtype=X.dtype, meta=meta)
+    X = sparse.csr_matrix(X)
+    return sparse.csr_matrix((X.data, X.indices, X.indptr), shape=(X.shape[0], genes))

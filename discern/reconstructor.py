@@ -1,0 +1,302 @@
+"""DISCERN for cells in memory: one call, or fit, project, save and load. The command line does the same with files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from discern.config.reading import canonical_experiment
+from discern.config.schema import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
+from discern.data.annotation import CheckMetaData
+from discern.data.chunks import track_blocks
+from discern.data.minibatches import number_of_epochs
+from discern.data.processed import DISCERNData
+from discern.data.writers import write_blocks
+from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.experiment.folder import setup_exp
+from discern.folder.locks import locked
+from discern.inputs import raw_counts
+from discern.inputs.merging import Source
+from discern.model.callbacks import DelayedEarlyStopping, TrainingProgress
+from discern.model.estimator import DISCERN
+from discern.preprocessing.recipe import WAERecipe
+from discern.runtime.atomic import replacing
+from discern.runtime.devices import clamp_cpus, start_tensorflow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import anndata as ad
+
+
+_SECTIONS: dict[tuple[str, ...], type[Section]] = {
+    ("input_ds",): InputDs,
+    ("input_ds", "filtering"): Filtering,
+    ("input_ds", "scale"): Scale,
+    ("input_ds", "split"): Split,
+    ("model",): Model,
+    ("training",): Training,
+}
+_PLACES: dict[str, tuple[str, ...]] = {
+    key: section for section, fields in _SECTIONS.items() for key in fields.model_fields if key != "raw_input"
+}
+_PLACES |= dict.fromkeys(Experiment.model_fields, ())
+_PUBLISHED_SCALE: dict[str, Any] = {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}
+_PUBLISHED_DETECTION: dict[str, Any] = {
+    "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
+    "weighting_decoder_dropout": 10000,
+}
+_IN_MEMORY = "cells_in_memory"
+
+
+def reconstruct(
+    adata: ad.AnnData,
+    *,
+    reference: str,
+    batch_key: str = "batch",
+    layer: str | None = None,
+    seed: int | None = None,
+    preset: str | None = "auto",
+    **parameters: Any,
+) -> ad.AnnData:
+    """Reconstruct all cells as if they had been measured like those of one batch.
+
+    The steps and the result are those of `discern process`, `train` and `project --metadata batch:REFERENCE` with the
+    same parameters, the same preset and seed among them. `Reconstructor` does them one by one and keeps the model.
+
+    Args:
+        adata: Cells of two batches or more, X or a layer holding raw counts, (n_cells, n_genes). Not modified.
+        reference: The batch to reconstruct as; best the one with most genes detected per cell.
+        batch_key: obs column that holds the batch.
+        layer: The layer with the raw counts, "raw" for `.raw.X`; None for X, or an error if X holds no raw counts and
+            another matrix does ("X" takes X all the same).
+        seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
+        preset: What parameters have that are not given: "auto" for what did best on held-out cells of real data, as in
+            the files of `discern init`; None for the published parameters. For those of a file that has no preset,
+            `reconstruct(cells, **experiment)`, give None as well.
+        **parameters: Parameters of parameters.json under the names that they have there, e.g. `max_steps=100`,
+            `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). Without a
+            preset, `LSN`, `fixed_scaling`, `crossentropy` and `weighting_decoder_dropout`, whose absence in a file
+            means that nothing is scaled or no detection learnt, are those of the published file, unless their section
+            is given.
+
+    Returns:
+        The cells and genes left by `filtering`. X holds each estimate with its detection probability, else zero;
+        `layers["estimated_counts"]` the estimates, and `layers["measured"]` the cells as they were measured, all
+        log-normalised, `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene
+        is detected, `obsm["X_DISCERN"]` the latent code, obs `batch` the batch (a column `batch` that says something
+        else becomes `batch_original`), and obs `discern_distance` how far a cell is from the reference's cells in
+        latent space, see `discern.metrics.latent_space.add_distance`.
+
+    Raises:
+        UnknownNameError: If a parameter, layer or obs column does not exist.
+        InvalidInputError: If there is no such batch, a value cannot be used, or the training diverges.
+
+    Source:
+        Hausmann et al., Genome Biology 24:212 (2023).
+
+    Example:
+        >>> import anndata as ad
+        >>> from discern.datasets import lung_cell_lines
+        >>> small = ad.concat([ad.read_h5ad(path)[:40] for path in lung_cell_lines().values()])[:, :3000].copy()
+        >>> result = reconstruct(
+        ...     small, reference="celseq2", min_genes=20, latent_dim=4, layers=[16], batch_size=8, max_steps=1)
+        >>> sorted(result.layers), result.obsm["X_DISCERN"].shape
+        (['estimated_counts', 'estimated_dropouts', 'measured'], (80, 4))
+    """
+    model = Reconstructor(seed=seed, preset=preset, **parameters)
+    data = model._process(adata, batch_key, layer)
+    CheckMetaData(data.obs).check(("batch", reference))
+    model._train(data)
+    return model.project(reference)
+
+
+class Reconstructor:
+    """A model of the cells of several batches that decodes each cell as another batch.
+
+    Args:
+        seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
+        preset: "auto", or None for the published parameters, see `reconstruct`.
+        **parameters: Parameters of parameters.json, see `reconstruct`.
+
+    Attributes:
+        parameters: All parameters, as one EXPERIMENT of parameters.json with the defaults filled in.
+        data: The processed cells, log-normalised; None before `fit`.
+        estimator: The network; None before `fit`.
+        history: The losses of each epoch of `fit`, e.g. `history["loss"]`.
+
+    Raises:
+        UnknownNameError: If there is no such parameter.
+        InvalidInputError: If a value cannot be used, or a parameter is given twice.
+
+    Example:
+        >>> model = Reconstructor(max_steps=30, encoder={"layers": [64]}, decoder={"layers": [64]}, seed=1)
+        >>> model.parameters["training"]["max_steps"], model.parameters["model"]["latent_dim"]
+        (30, 48)
+        >>> Reconstructor(max_step=30)
+        Traceback (most recent call last):
+        ...
+        discern.errors.UnknownNameError: unknown parameter 'max_step' (did you mean 'max_steps'?)
+    """
+
+    def __init__(self, *, seed: int | None = None, preset: str | None = "auto", **parameters: Any) -> None:
+        if preset is None and not {"input_ds", "scale"} & set(parameters):
+            parameters = _PUBLISHED_SCALE | parameters
+        if preset is None and "model" not in parameters:
+            parameters = _PUBLISHED_DETECTION | parameters
+        parameters["preset"] = preset
+        experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
+        experiment.setdefault("training", {}).setdefault("seed", 0)
+        self.parameters = canonical_experiment(experiment)
+        self.data: DISCERNData | None = None
+        self.estimator: DISCERN | None = None
+        self.history: dict[str, list[float]] = {}
+
+    def fit(self, adata: ad.AnnData, batch_key: str = "batch", layer: str | None = None) -> Reconstructor:
+        """Preprocess cells and train on them, from fresh weights.
+
+        Args:
+            adata: Raw counts, (n_cells, n_genes). Not modified.
+            batch_key: obs column that holds the batch.
+            layer: The layer with the raw counts, see `reconstruct`.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            UnknownNameError: If the layer or the obs column does not exist.
+            InvalidInputError: If the cells cannot be used, or the training diverges; a former fit is kept then.
+        """
+        self._train(self._process(adata, batch_key, layer))
+        return self
+
+    def _process(self, adata: ad.AnnData, batch_key: str, layer: str | None) -> DISCERNData:
+        """Return the cells filtered, normalised and split, as `discern process` does it."""
+        section = self.parameters["input_ds"]
+        jobs = clamp_cpus(section.get("n_cpus_preprocessing"), "n_cpus_preprocessing")
+        cells = {_IN_MEMORY: _raw_counts(adata, layer)}
+        source = Source(batch_key, "X")
+        recipe = WAERecipe(self.parameters, inputs=cells, input_files={_IN_MEMORY: source}, n_jobs=jobs)
+        return DISCERNData(recipe().sc_raw, self.parameters["training"]["batch_size"])
+
+    def _train(self, data: DISCERNData) -> None:
+        """Train as `discern train` does it, without its files and pictures."""
+        training = self.parameters["training"]
+        start_tensorflow(training.get("parallel_pc"), training.get("GPU"))
+        callbacks = [keras.callbacks.TerminateOnNaN(), TrainingProgress()]
+        if training.get("early_stopping"):
+            callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
+        estimator = DISCERN.from_json(self.parameters)
+        history = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
+        self.data, self.estimator, self.history = data, estimator, history.history
+
+    def _fitted(self) -> tuple[DISCERN, DISCERNData]:
+        if self.estimator is None or self.data is None:
+            raise InvalidInputError("there is no trained model yet: call fit or load first")
+        return self.estimator, self.data
+
+    def project(self, reference: str | None = None, *, column: str = "batch", store_sigmas: bool = False) -> ad.AnnData:
+        """Decode the cells as if they had been measured otherwise, in memory.
+
+        The same as `discern project --metadata COLUMN:REFERENCE`, and the layer `measured`. All matrices are dense,
+        n_cells x n_genes: for more cells than fit use `discern project` on the folder that `save` writes.
+
+        Args:
+            reference: The batch, or value of `column`, whose mean label all cells are decoded with; "" for the mean
+                label of each cell's own group in `column` (for `batch`, of all cells); None for each cell's own batch.
+            column: obs column of `reference`.
+            store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added, the log standard deviation of the latent codes.
+
+        Returns:
+            See `reconstruct`.
+
+        Raises:
+            UnknownNameError: If the column does not exist.
+            InvalidInputError: If it has no such value, or there is no trained model.
+        """
+        estimator, data = self._fitted()
+        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write parameters, processed cells and model as an experiment, on which all commands work.
+
+        Args:
+            folder: EXPERIMENTS_DIR/NAME; must be new or empty.
+
+        Returns:
+            The folder; `discern project FOLDER/parameters.json` and `Reconstructor.load` take it from there.
+
+        Raises:
+            InvalidInputError: If there is something in the folder already, or no trained model.
+        """
+        estimator, data = self._fitted()
+        folder = Path(folder)
+        with locked(folder):
+            self._save(folder, estimator, data)
+        return folder
+
+    def _save(self, folder: Path, estimator: DISCERN, data: DISCERNData) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidInputError(f"{folder}: expected a new or an empty folder, there is something already")
+        given = {**self.parameters, "input_ds": {**self.parameters["input_ds"], "raw_input": [_IN_MEMORY]}}
+        losses = self.history.get("val_loss", [])
+        with replacing(folder) as partial:
+            partial.mkdir()
+            (partial / "parameters.json").write_text(json.dumps(given, indent=4))
+            blocks = ({"X": block} for _, block in track_blocks(data.X, "writing cells"))
+            write_blocks(partial / "processed_data" / "concatenated_data.h5ad", data, blocks)
+            estimator.save(partial / "job", estimator.start_step, losses[-1] if losses else None)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reconstructor:
+        """Read what `save` or the commands wrote, also those of the original program.
+
+        Args:
+            folder: EXPERIMENTS_DIR/NAME, trained.
+
+        Raises:
+            MissingFileError: If it holds no processed experiment, or no model.
+            InvalidInputError: If a file is damaged or does not fit.
+        """
+        folder = Path(folder)
+        estimator, experiment = setup_exp(folder)
+        model = cls()
+        model.parameters = experiment
+        model.data = DISCERNData.from_folder(folder, experiment["training"]["batch_size"])
+        estimator.restore_model(folder / "job")
+        estimator.prepare_projection(model.data)
+        model.estimator = estimator
+        return model
+
+
+def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Put each parameter where it stands in an EXPERIMENT of parameters.json.
+
+    Example:
+        >>> _experiment({"min_genes": 200, "latent_dim": 8, "training": {"max_steps": 5}})
+        {'training': {'max_steps': 5}, 'model': {'latent_dim': 8}, 'input_ds': {'filtering': {'min_genes': 200}}}
+    """
+    experiment: dict[str, Any] = {}
+    for name in sorted(parameters, key=lambda name: len(_PLACES.get(name, ()))):
+        if name not in _PLACES:
+            raise UnknownNameError(f"unknown parameter {name!r}{nearest(name, _PLACES)}")
+        section = experiment
+        for key in _PLACES[name]:
+            section = section.setdefault(key, {})
+        if name in section:
+            raise InvalidInputError(f"parameter {name!r} is given twice, by itself and in {_PLACES[name][-1]!r}")
+        value = parameters[name]
+        section[name] = dict(value) if isinstance(value, dict) else value
+    return experiment
+
+
+def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
+    """Return what is needed of the cells, shared with `adata`."""
+    if adata.isbacked:
+        adata = adata.to_memory()
+    cells = raw_counts.chosen(adata, layer)
+    raw_counts.check("the cells", adata, cells.X, layer)
+    return cells

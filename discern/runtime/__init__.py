@@ -1,0 +1,1 @@
+"""Machine, process, files and terminal; knows nothing of cells."""
