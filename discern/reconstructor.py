@@ -248,7 +248,7 @@ class Reconstructor:
             (partial / "parameters.json").write_text(json.dumps(given, indent=4))
             blocks = ({"X": block} for _, block in track_blocks(data.X, "writing cells"))
             write_blocks(partial / "processed_data" / "concatenated_data.h5ad", data, blocks)
-            estimator.save(partial / "job", estimator.start_step, losses[-1] if losses else None)
+            estimator.save(partial / "job", val_loss=losses[-1] if losses else None)
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstructor:

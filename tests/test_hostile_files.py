@@ -26,6 +26,7 @@ from discern.errors import InvalidInputError, MissingFileError
 from discern.inputs.merging import merge_data_sets
 from discern.inputs.readers import read_raw_input
 from discern.model import checkpoint
+from discern.model.trained import TrainedNetwork
 from discern.preprocessing.recipe import WAERecipe
 from discern.runtime import foreign
 from tests.model.test_checkpoint import trained_model
@@ -301,7 +302,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "last_model.h5"
     scaling = np.zeros(20, "f4"), np.ones(20, "f4")
     names = [f"gene{number}" for number in range(20)]
-    checkpoint.save_model(trained_model(RectifiedAdam(1e-5)), path, 3, 0.5, scaling, names, ["a", "b"])
+    trained = TrainedNetwork(trained_model(RectifiedAdam(1e-5)), scaling, tuple(names), ("a", "b"), 3)
+    checkpoint.save_model(trained, path, 0.5)
     return path
 
 

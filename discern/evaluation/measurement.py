@@ -11,7 +11,6 @@ import pandas as pd
 
 from discern.data.chunks import cell_blocks, iter_blocks
 from discern.data.components import PrincipalComponents
-from discern.data.scaling import sample_counts
 from discern.evaluation.results import (
     METHODS,
     Distances,
@@ -46,6 +45,8 @@ from discern.metrics.latent_space import (
     training_cells,
 )
 from discern.metrics.two_sample import auc, mmd_loss
+from discern.model.projection import EncodedCells, decoded_chunks
+from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
@@ -54,25 +55,26 @@ if TYPE_CHECKING:
     from discern.data.chunks import Matrix
     from discern.data.processed import DISCERNData
     from discern.evaluation.selection import Comparison
-    from discern.model.estimator import DISCERN
+    from discern.model.trained import TrainedNetwork
 
 
-_CHUNK_SIZE = 512
 _SAMPLE = 9000  # cells in pictures and in figures that take time with the square of the cells
 _SAMPLE_OF_EACH = 300
 _DRAWN = ("measured", "X", "estimated_counts")
 
 
-def measure(model: DISCERN, data: DISCERNData, comparison: Comparison, experiment: str = "an experiment") -> Evaluation:
+def measure(
+    trained: TrainedNetwork, data: DISCERNData, comparison: Comparison, experiment: str = "an experiment"
+) -> Evaluation:
     """Compute all that `evaluate` writes.
 
     Args:
-        model: A trained model.
+        trained: A trained network.
         data: The cells of its experiment.
         comparison: Which of them to compare.
         experiment: The experiment's name.
     """
-    cells = EncodedCells.of(model, data)
+    cells = EncodedCells.of(trained, data)
     sample = Sample.draw(data, cells.batch, comparison)
     distance = reference_distance(cells.latent, cells.batch, training_cells(data.obs, comparison.reference))
     real = _measured(data, comparison, comparison.held_out, sample)
@@ -80,17 +82,17 @@ def measure(model: DISCERN, data: DISCERNData, comparison: Comparison, experimen
     sources, means = {}, {}
     for source in progress.track(comparison.sources, "projecting and comparing", len(comparison.sources)):
         mask = cells.batch == source
-        statistics = _projected(model, data, cells, comparison, mask, sample) | {"real": rest}
+        statistics = _projected(trained, data, cells, comparison, mask, sample) | {"real": rest}
         kept = _neighbours_kept(cells, sample, mask[sample.rows])
         sources[source] = compare(
             statistics, real, sample, comparison, mask, data.config["mmd_kernel"]["all"], neighbours_kept=kept
         )
         means[source] = {method: _means(statistics[method]) for method in _DRAWN}
-    genes = gene_errors(model, data, cells, comparison.split)
+    genes = gene_errors(trained, data, cells, comparison.split)
     labels = comparison.labels.codes[sample.rows] if comparison.label is not None else None
     result = EvaluationResult(
         experiment=experiment,
-        epoch=model.start_step,
+        epoch=trained.epoch,
         n_cells=data.n_obs,
         n_genes=data.n_vars,
         batches={str(name): int(n) for name, n in zip(*np.unique(cells.batch, return_counts=True), strict=True)},
@@ -110,36 +112,6 @@ def measure(model: DISCERN, data: DISCERNData, comparison: Comparison, experimen
     return Evaluation(
         result, table, genes, means, _means(real), shown, _representations(cells, sample, comparison.sources)
     )
-
-
-@dataclass(frozen=True)
-class EncodedCells:
-    """All cells of an experiment, encoded with their own batches.
-
-    Attributes:
-        batch: The batch of each cell, (n_cells,).
-        batches: The batches that the model knows, in the order of the one-hot columns.
-        batch_onehot: (n_cells, n_batches).
-        latent: Latent codes, (n_cells, n_latent).
-    """
-
-    batch: npt.NDArray[np.str_]
-    batches: list[str]
-    batch_onehot: npt.NDArray[np.float32]
-    latent: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, model: DISCERN, data: DISCERNData) -> Self:
-        """Encode all cells."""
-        from discern.data.annotation import np_one_hot
-
-        model.prepare_projection(data)
-        batch = data.obs["batch"].astype(str).to_numpy()
-        batches = model.batches or [str(name) for name in data.obs["batch"].cat.categories]
-        own = np_one_hot(pd.Categorical(batch, categories=batches))
-        with progress.phase("encoding"):
-            latent, _ = model.generate_latent_codes(data.X, own, _CHUNK_SIZE)
-        return cls(batch, batches, own, latent)
 
 
 @dataclass(frozen=True)
@@ -185,7 +157,7 @@ def _measured(
 
 
 def _projected(
-    model: DISCERN,
+    trained: TrainedNetwork,
     data: DISCERNData,
     cells: EncodedCells,
     comparison: Comparison,
@@ -195,14 +167,12 @@ def _projected(
     """Project some cells to the reference; returns their statistics as measured and reconstructed."""
     found = {method: GroupStatistics(comparison.labels.categories, data.n_vars) for method in _DRAWN[1:]}
     rng = np.random.default_rng(0)
-    target = (np.array(cells.batches) == comparison.reference).astype(np.float32)[np.newaxis]
+    target = (np.array(cells.batches) == comparison.reference).astype(np.float32)
     members = np.flatnonzero(mask)
-    for begin in range(0, len(members), _CHUNK_SIZE):
-        rows = members[begin : begin + _CHUNK_SIZE]
-        counts, dropouts = model.generate_cells_from_latent(
-            cells.latent[rows], np.repeat(target, len(rows), 0), _CHUNK_SIZE
-        )
-        for method, chunk in (("estimated_counts", counts), ("X", sample_counts(counts, dropouts, seed=rng))):
+    chunks = decoded_chunks(trained, cells.latent[members], target)
+    for number, decoded in enumerate(chunks):
+        rows = members[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE]
+        for method, chunk in (("estimated_counts", decoded.counts), ("X", decoded.sampled(rng))):
             found[method].add(chunk, comparison.labels.codes[rows])
             sample.keep(method, rows, chunk)
     return {"measured": _measured(data, comparison, mask, sample)} | found
@@ -271,11 +241,11 @@ def _neighbours_kept(cells: EncodedCells, sample: Sample, inside: npt.NDArray[np
     return NeighboursKept(latent=latent["share"], expected=latent["expected"], **shares)
 
 
-def gene_errors(model: DISCERN, data: DISCERNData, cells: EncodedCells, split: str) -> pd.DataFrame:
+def gene_errors(trained: TrainedNetwork, data: DISCERNData, cells: EncodedCells, split: str) -> pd.DataFrame:
     """Return how well each gene is auto-encoded, and how often it is detected.
 
     Args:
-        model: A trained model.
+        trained: A trained network.
         data: The cells of its experiment.
         cells: The same, encoded.
         split: The cells to auto-encode are those of all batches in this split.
@@ -286,8 +256,8 @@ def gene_errors(model: DISCERN, data: DISCERNData, cells: EncodedCells, split: s
     codes = pd.Categorical(cells.batch, categories=cells.batches).codes
     errors = GeneErrors(len(cells.batches), data.n_vars)
     for rows, chunk in cell_blocks(data.X, np.flatnonzero(data.obs["split"] == split)):
-        counts, _ = model.generate_cells_from_latent(cells.latent[rows], cells.batch_onehot[rows], _CHUNK_SIZE)
-        errors.add(chunk.toarray(), counts, codes[rows])
+        for decoded in decoded_chunks(trained, cells.latent[rows], cells.batch_onehot[rows]):
+            errors.add(chunk.toarray(), decoded.counts, codes[rows])
     statistics = GroupStatistics(cells.batches, data.n_vars)
     for part, chunk in iter_blocks(data.X):
         statistics.add(chunk, codes[part])

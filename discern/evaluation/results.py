@@ -50,9 +50,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class PairMetrics:
-    """How well the differences between two cell types agree; see
-    `discern.metrics.gene_agreement.compare_differences`.
-    """
+    """How well the differences between two cell types agree; see `compare_differences` of `gene_agreement`."""
 
     difference_r: float | None = None
     t_rho: float | None = None

@@ -47,7 +47,7 @@ def evaluate(
     data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
     comparison = Comparison.choose(data.obs, reference, sources, label)
     model.restore_model(exp_folder / "job")
-    evaluation = measure(model, data, comparison, exp_folder.name)
+    evaluation = measure(model.trained, data, comparison, exp_folder.name)
     with progress.phase("writing the report"), replacing(exp_folder / "evaluation") as folder:
         folder.mkdir()
         _write_table(evaluation.cell_table, folder / "cells.csv")

@@ -315,5 +315,6 @@ def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
     held = "read block by block" if streamed else f"about {readable_size(3 * cells)} while they are processed"
     return (
         f"memory: cells {readable_size(cells)} ({held}), network about {readable_size(training)} while it is "
-        f"trained, beside 1 GB of libraries; this machine has {readable_size(total)}. Disk: up to {readable_size(output)} for each projection"
+        f"trained, beside 1 GB of libraries; this machine has {readable_size(total)}. "
+        f"Disk: up to {readable_size(output)} for each projection"
     )

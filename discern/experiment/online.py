@@ -148,9 +148,7 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
     """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
     training = experiment["training"]
     model = DISCERN.from_json(experiment)
-    model.scaling, model.genes = trained.scaling, trained.genes
-    model.batches = list(cells.obs["batch"].cat.categories)
-    model.build_model(cells.n_vars, len(model.batches), cells.config["total_train_count"])
+    model.begin(cells)
     with model.strategy.scope():
         update_model(trained.wae_model, model.wae_model, freeze)
         if freeze and not model.encoder.trainable_variables and not model.decoder.trainable_variables:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.errors import MissingFileError
 from discern.experiment.folder import has_model, load_experiment, setup_exp
-from discern.model.targets import RESULTS, check_output
+from discern.model.targets import RESULTS, OutputFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def run_projection(
     Raises:
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
-    check_output(layers, dtype, suffix)
+    OutputFormat(layers, dtype, suffix)
     targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
     exp_folder = Path(exp_folder)
     model, _ = setup_exp(exp_folder)

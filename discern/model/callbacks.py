@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern.folder.layout import UNFINISHED
+from discern.model.checkpoint import Begun, save, save_unfinished
 from discern.model.model_file import is_model_file
 from discern.model.visualisation import VisualisationCallback
 from discern.runtime import progress
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from discern.data.processed import DISCERNData
-    from discern.model.estimator import DISCERN
+    from discern.model.trained import TrainedNetwork
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -194,15 +196,19 @@ class Checkpoint(keras.callbacks.Callback):
     A model whose loss is not finite is not written, so that the last good one stays.
 
     Args:
-        discern: The estimator that is trained.
+        trained: The network that is trained.
         directory: The experiment's `job` folder; or a model file, which is written after every epoch only.
+        begun: How far the network is in the next epoch, if an earlier run did a part of it.
         interval: Seconds between two checkpoints within an epoch; None for ten minutes.
     """
 
-    def __init__(self, discern: DISCERN, directory: Path, interval: float | None = None) -> None:
+    def __init__(
+        self, trained: TrainedNetwork, directory: Path, begun: Begun | None = None, interval: float | None = None
+    ) -> None:
         super().__init__()
-        self.discern = discern
+        self.trained = trained
         self.directory = directory
+        self.begun = begun
         self.interval = SECONDS_BETWEEN_CHECKPOINTS if interval is None else interval
         self._epoch = self._before = 0
         self._is_rest = False
@@ -217,21 +223,20 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Go on where an interrupted training stopped."""
-        begun = self.discern.begun
         self._epoch, self._is_rest = epoch, False
-        self._before = begun.step if begun is not None and begun.epoch == epoch else 0
+        self._before = self.begun.step if self.begun is not None and self.begun.epoch == epoch else 0
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write the model if it is time; end an epoch of which an earlier run did a part."""
         done, steps = self._before + batch + 1, self.params.get("steps")
-        if self._before and batch == 0 and self.discern.begun is not None:
-            with self.discern.strategy.scope():
-                self.discern.begun.add_to_metrics(self.model)
+        if self._before and batch == 0 and self.begun is not None:
+            with self.model.distribute_strategy.scope():
+                self.begun.add_to_metrics(self.model)
         if self._before and steps and done >= steps:
             self._is_rest = self.model.stop_training = True
         elif not self._is_file and time.monotonic() - self._saved >= self.interval:
             if np.isfinite(float((logs or {}).get("loss", 0.0))):
-                self.discern.save_unfinished(self.directory, self._epoch, done)
+                save_unfinished(self.trained, self.directory, self._epoch, done)
             self._saved = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -240,7 +245,7 @@ class Checkpoint(keras.callbacks.Callback):
         if np.isfinite(logs.get("loss", 0.0)):
             if self._is_rest:
                 self.model.stop_training = False
-            self.discern.save(self.directory, epoch=epoch + 1, val_loss=logs.get("val_loss"))
+            save(replace(self.trained, epoch=epoch + 1), self.directory, logs.get("val_loss"))
             if not self._is_file:
                 (self.directory / UNFINISHED).unlink(missing_ok=True)
         self._saved = time.monotonic()

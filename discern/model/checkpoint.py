@@ -5,11 +5,9 @@ The network is built from the parameters; only numbers are read into it, and not
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +21,33 @@ from discern.data.scaling import parse_mean_var
 from discern.data.structure import check_finite, check_format, number, whole_number
 from discern.errors import InvalidInputError, MissingFileError
 from discern.folder import layout
-from discern.model.model_file import BEST, FORMAT_VERSION, LAST, ModelFile, find_model, open_model, parameters_file
+from discern.model.legacy import original_arrays, read_original
+from discern.model.model_file import (
+    BEST,
+    FORMAT_VERSION,
+    LAST,
+    ModelFile,
+    find_model,
+    is_model_file,
+    open_model,
+    parameters_file,
+)
 from discern.networks.optimizers import Lookahead
 from discern.runtime import atomic
 from discern.runtime.foreign import visible
 from discern.runtime.hdf5 import OutputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import keras
 
+    from discern.model.trained import TrainedNetwork
     from discern.networks.autoencoder import WAE
 
 _LOGGER = logging.getLogger(__name__)
 
 
-_WEIGHTS = ("kernel", "bias", "moving_mean", "moving_variance")
 _MOST_EPOCHS = 10_000_000
 _NOT_NEGATIVE = ("moving_variance", "velocity", "velocity_hat", "iteration")
 
@@ -69,43 +77,31 @@ class Begun:
                 variable.assign(variable.numpy() + values)
 
 
-def save_model(
-    model: WAE,
-    path: Path,
-    epoch: int,
-    val_loss: float | None = None,
-    scaling: tuple[np.ndarray, np.ndarray] | None = None,
-    genes: Sequence[str] | None = None,
-    batches: Sequence[str] | None = None,
-    begun: Begun | None = None,
-) -> None:
-    """Write a model with the state of its optimiser; the file appears complete or not at all.
+def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = None, begun: Begun | None = None) -> None:
+    """Write a network with the state of its optimiser; the file appears complete or not at all.
 
     Args:
-        model: The model.
+        trained: The network, with what it was trained on.
         path: The file; an experiment's is `LAST` in its folder `job`.
-        epoch: Number of epochs that the model was trained for.
         val_loss: Its validation loss, by which `keep_best` judges.
-        scaling: Mean and standard deviation of each gene.
-        genes: Names of the genes.
-        batches: Names of the batches, in the order of the labels.
         begun: How far it is in the next epoch, if it is in the middle of one.
 
     Example:
         >>> import tempfile
-        >>> from discern.estimators.utilities_wae import create_decoder, create_encoder, create_model
+        >>> from discern.networks.autoencoder import create_decoder, create_encoder, create_model
         >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
         >>> decoder = create_decoder(4, 20, [16], ["layernorm"], "mish", None, 2, regularization=0.0)
         >>> path = Path(tempfile.mkdtemp()) / "model.h5"
-        >>> save_model(create_model(encoder, decoder, 1000), path, epoch=7)
+        >>> save_model(TrainedNetwork(create_model(encoder, decoder, 1000), epoch=7), path)
         >>> read_model_file(path).epoch
         7
     """
+    model = trained.network
     with atomic.replacing(Path(path)) as partial, OutputFile(partial) as handle:
         handle.attrs["format_version"] = FORMAT_VERSION
-        handle.attrs["epoch"] = epoch
-        handle.attrs["n_genes"] = model.encoder.inputs[0].shape[-1]
-        handle.attrs["n_labels"] = model.encoder.inputs[1].shape[-1]
+        handle.attrs["epoch"] = trained.epoch
+        handle.attrs["n_genes"] = trained.n_genes
+        handle.attrs["n_labels"] = trained.n_batches
         handle.attrs["total_number_cells"] = model.total_number_cells
         if val_loss is not None:
             handle.attrs["val_loss"] = val_loss
@@ -119,11 +115,38 @@ def save_model(
             handle.attrs["step"] = begun.step
             for number, values in enumerate(begun.metrics):
                 handle[f"metrics/{number}"] = values
-        if scaling is not None:
-            handle["scaling/mean"], handle["scaling/std"] = scaling
-        for key, names in (("genes", genes), ("batches", batches)):
+        if trained.scaling is not None:
+            handle["scaling/mean"], handle["scaling/std"] = trained.scaling
+        for key, names in (("genes", trained.genes), ("batches", trained.batches)):
             if names is not None:
                 handle[key] = np.asarray(names, dtype=h5py.string_dtype())
+
+
+def save(trained: TrainedNetwork, directory: Path, val_loss: float | None = None) -> None:
+    """Write a network at the end of an epoch; the one of the lowest validation loss is kept as `BEST`.
+
+    Args:
+        trained: The network.
+        directory: An experiment's `job`; or a file `.h5` or `.hdf5`, of which there is no best one.
+        val_loss: Its validation loss.
+    """
+    single = is_model_file(directory)
+    save_model(trained, directory if single else directory / LAST, val_loss)
+    if not single:
+        keep_best(directory)
+
+
+def save_unfinished(trained: TrainedNetwork, directory: Path, epoch: int, step: int) -> None:
+    """Write a network in the middle of an epoch, for a training to go on from there after an interruption.
+
+    Args:
+        trained: The network.
+        directory: An experiment's `job`.
+        epoch: Epochs that were finished.
+        step: Steps of the next one that are done.
+    """
+    metrics = tuple(variable.numpy() for variable in trained.network.metrics_variables)
+    save_model(replace(trained, epoch=epoch), directory / layout.UNFINISHED, begun=Begun(epoch, step, metrics))
 
 
 def keep_best(directory: Path) -> None:
@@ -156,7 +179,9 @@ def read_model_file(path: Path) -> ModelFile:
     """
     with open_model(path) as handle:
         if "format_version" not in handle.attrs:
-            return _read_original(Path(path), handle)
+            found = read_original(Path(path), handle)
+            _check_description(found, handle)
+            return found
         iterations = handle.get("optimizer/iteration")
         found = ModelFile(
             path=Path(path),
@@ -225,7 +250,7 @@ def load_weights(model: WAE, path: Path, optimizer: keras.optimizers.Optimizer |
         InvalidInputError: If the file cannot be read or the weights do not fit the model.
     """
     with open_model(path) as handle:
-        read = _own_arrays if "format_version" in handle.attrs else _original_arrays
+        read = _own_arrays if "format_version" in handle.attrs else original_arrays
         stored, stored_state = read(handle, model)
         _check_weights(Path(path), stored, model)
         weights = {name: _values(array, name) for name, array in stored.items()}
@@ -269,38 +294,19 @@ def find_unfinished(directory: Path) -> Begun | None:
         return None
     model = find_model(directory)
     found = read_model_file(model) if model is not None else None
-    done = 0 if found is None else _epochs(found) if found.epoch is None else found.epoch
+    done = 0 if found is None else epochs(found)
     return begun if begun.epoch == done else None
 
 
-def restore(estimator: Any, directory: Path, file: Path | None = None) -> None:
-    """Build the model of an estimator and read the newest model file of an experiment into it.
+def epochs(found: ModelFile) -> int:
+    """Return the epochs that a model was trained for.
 
-    Args:
-        estimator: A `discern.DISCERN`, made from the experiment's parameters.
-        directory: The experiment's folder, or the `job` folder in it.
-        file: The model file to read in place of the newest.
-
-    Raises:
-        MissingFileError: If there is no model file.
-        InvalidInputError: If it is damaged or does not fit the parameters.
-    """
-    path = file or find_model(directory)
-    if path is None:
-        raise MissingFileError(f"{directory}: there is no trained model ({LAST}); train the experiment first")
-    found = read_model_file(path)
-    estimator.scaling, estimator.genes, estimator.batches = found.scaling, found.genes, found.batches
-    estimator.build_model(found.n_genes, found.n_labels, found.total_number_cells)
-    with estimator.strategy.scope():
-        load_weights(estimator.wae_model, path, estimator.wae_model.optimizer)
-    estimator.start_step = _epochs(found) if found.epoch is None else found.epoch
-
-
-def _epochs(found: ModelFile) -> int:
-    """Return the epochs of a file that has only the optimiser's steps: an epoch leaves out an incomplete batch.
+    A file of the original has only the optimiser's steps: an epoch leaves out an incomplete minibatch.
 
     Without parameters, which say how many cells a step has, they are not known: 0, with a warning.
     """
+    if found.epoch is not None:
+        return found.epoch
     try:
         (experiment,) = load_parameters(parameters_file(found.path)).experiments.values()
     except MissingFileError:
@@ -391,82 +397,3 @@ def _kind(name: str, model: WAE) -> str:
     """Return "momentum" for "latent_kernel_momentum"."""
     owners = [variable.path.replace("/", "_") + "_" for variable in model.weights]
     return name.removeprefix(max((owner for owner in owners if name.startswith(owner)), key=len, default=""))
-
-
-# The original's files: Keras 2 models, written by several versions of TensorFlow.
-
-_SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_hat", "slow": "slow"}
-_ITERATIONS = ("iter", "iteration")
-
-
-def _read_original(path: Path, handle: h5py.File) -> ModelFile:
-    layers = {
-        layer["config"]["name"]: layer["config"]
-        for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
-    }
-    optimizer = _listed(handle.get("optimizer_weights"))
-    said = {
-        "n_genes": layers["input_data"]["batch_input_shape"][1],
-        "n_labels": layers["batch_input_enc"]["batch_input_shape"][1],
-        "total_number_cells": layers["mmdpp"]["scale"],
-    }
-    steps = next((array[()] for name, array in optimizer if name[-1] in _ITERATIONS), None)
-    found = ModelFile(
-        path=path,
-        n_genes=whole_number(said, "n_genes", 1),
-        n_labels=whole_number(said, "n_labels", 1),
-        total_number_cells=number(said, "total_number_cells", 1),
-        epoch=None,
-        iterations=None if steps is None else whole_number({"iteration": steps}, "iteration", 0),
-    )
-    _check_description(found, handle)
-    return found
-
-
-def _original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
-    """Pair the arrays with our variables: in the order of the layers, each kind of variable for itself."""
-    weights: dict[str, h5py.Dataset] = {}
-    trained: list[str] = []
-    for part in (model.encoder, model.decoder):
-        listed = _listed(handle["model_weights"][part.name])
-        owners: dict[tuple[str, ...], keras.Variable] = {}
-        for kind in _WEIGHTS:
-            names = [name for name, _ in listed if name[-1] == kind]
-            ours = [variable for layer in part.layers for variable in layer.weights if variable.name == kind]
-            if len(names) != len(ours):
-                raise InvalidInputError(
-                    f"{handle.filename}: the {part.name} has {len(names)} arrays {kind!r}, but the parameters describe "
-                    f"{len(ours)}; the model belongs to other parameters"
-                )
-            owners |= dict(zip(names, ours, strict=True))
-        weights |= {owners[name].path: array for name, array in listed}
-        trained += [owners[name].path for name, _ in listed if not name[-1].startswith("moving")]
-
-    state: dict[str, h5py.Dataset] = {}
-    slots: dict[str, list[h5py.Dataset]] = {}
-    for name, array in _listed(handle.get("optimizer_weights")):
-        slot = next((_SLOTS[part] for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
-        if name[-1] in _ITERATIONS:
-            state["iteration"] = array
-        elif slot is not None:
-            slots.setdefault(slot, []).append(array)
-        elif name[-1] != "learning_rate":
-            state["/".join(name)] = array
-    for kind, arrays in slots.items():
-        if len(arrays) != len(trained):
-            _LOGGER.warning("%s: has the %s of only some weights; it is not taken over", handle.filename, kind)
-            continue
-        state |= {f"{path.replace('/', '_')}_{kind}": array for path, array in zip(trained, arrays, strict=True)}
-    return weights, state
-
-
-def _listed(group: h5py.Group | None) -> list[tuple[tuple[str, ...], h5py.Dataset]]:
-    """Return the arrays of a Keras 2 group in the order in which they were listed, with the parts of their names."""
-    if group is None:
-        return []
-    # a long list is cut into the attributes weight_names0, weight_names1, ...
-    keys = sorted(
-        (key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)), key=lambda key: (len(key), key)
-    )
-    names = [name.decode() if isinstance(name, bytes) else name for key in keys for name in group.attrs[key]]
-    return [(tuple(re.sub(r":\d+$", "", name).split("/")), group[name]) for name in names]

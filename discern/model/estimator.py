@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +12,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from discern.config.reading import canonical_experiment
+from discern.config.reading import canonical_experiment, load_parameters
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, NotBuiltError, UnknownNameError, nearest
 from discern.folder import layout
-from discern.model import checkpoint, model_file
-from discern.model.callbacks import Checkpoint, DelayedEarlyStopping
-from discern.model.projection import EncodedCells
-from discern.model.targets import RESULTS, check_output, file_name
-from discern.model.trained import Coder, check_fits
-from discern.model.visualisation import VisualisationCallback
+from discern.model import checkpoint, model_file, projection
+from discern.model.legacy import stored_experiment
+from discern.model.targets import RESULTS, OutputFormat
+from discern.model.trained import TrainedNetwork
+from discern.model.training import Metrics, check_enough, fit
 from discern.networks import autoencoder, losses, optimizers
 from discern.networks.capacity import check_network_fits
-from discern.runtime import progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,26 +35,6 @@ if TYPE_CHECKING:
     from discern.networks.autoencoder import WAE
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class Metrics(dict[str, float]):
-    """The losses of the last epoch of a training, by name.
-
-    Args:
-        history: Name -> its value after each epoch.
-
-    Attributes:
-        history: The same.
-
-    Example:
-        >>> metrics = Metrics({"loss": [2.0, 1.0]})
-        >>> metrics["loss"], metrics.history["loss"]
-        (1.0, [2.0, 1.0])
-    """
-
-    def __init__(self, history: Mapping[str, Sequence[float]]) -> None:
-        super().__init__({name: float(values[-1]) for name, values in history.items()})
-        self.history = {name: list(map(float, values)) for name, values in history.items()}
 
 
 class DISCERN:
@@ -90,8 +69,6 @@ class DISCERN:
         UnknownNameError: If there is no such argument.
 
     Attributes:
-        wae_model: The Keras model, None before it is built.
-        start_step: Epochs that the model has been trained for.
         begun: How far it is in the next epoch, after `resume`; None at the end of an epoch.
 
     Source:
@@ -164,12 +141,8 @@ class DISCERN:
         self.precision = precision
         self.seed = seed
         self.strategy = tf.distribute.MirroredStrategy() if distribute == "mirrored" else tf.distribute.get_strategy()
-        self.wae_model: keras.Model | None = None
-        self.start_step = 0
         self.begun: checkpoint.Begun | None = None
-        self.scaling: tuple[np.ndarray, np.ndarray] | None = None
-        self.genes: list[str] | None = None
-        self.batches: list[str] | None = None
+        self._trained: TrainedNetwork | None = None
 
     @classmethod
     def from_json(cls, jsondata: Mapping[str, Any]) -> DISCERN:
@@ -201,6 +174,33 @@ class DISCERN:
         )
 
     @property
+    def trained(self) -> TrainedNetwork:
+        """The network with what it was trained on.
+
+        Raises:
+            NotBuiltError: If there is no model yet (an AttributeError and a ValueError).
+        """
+        if self._trained is None:
+            raise NotBuiltError("there is no model yet: call build_model, restore_model or training first")
+        return self._trained
+
+    @property
+    def wae_model(self) -> WAE | None:
+        """The Keras model, None before it is built."""
+        return None if self._trained is None else self._trained.network
+
+    @property
+    def start_step(self) -> int:
+        """Epochs that the model has been trained for."""
+        return 0 if self._trained is None else self._trained.epoch
+
+    @property
+    def batches(self) -> list[str] | None:
+        """Names of the batches that the model knows, in the order of the labels; None if that is not known."""
+        known = None if self._trained is None else self._trained.batches
+        return None if known is None else list(known)
+
+    @property
     def encoder(self) -> keras.Model:
         """The encoder: standardised expression and one-hot batch labels -> latent code and log standard deviation.
 
@@ -208,7 +208,7 @@ class DISCERN:
             NotBuiltError: If there is no model yet (an AttributeError and a ValueError).
             ValueError: If the model has no such part.
         """
-        return self._built().get_layer("encoder")
+        return self.trained.network.get_layer("encoder")
 
     @property
     def decoder(self) -> keras.Model:
@@ -218,12 +218,7 @@ class DISCERN:
             NotBuiltError: If there is no model yet (an AttributeError and a ValueError).
             ValueError: If the model has no such part.
         """
-        return self._built().get_layer("decoder")
-
-    def _built(self) -> keras.Model:
-        if self.wae_model is None:
-            raise NotBuiltError("there is no model yet: call build_model, restore_model or training first")
-        return self.wae_model
+        return self.trained.network.get_layer("decoder")
 
     def build_model(self, n_genes: int, n_labels: int, scale: float) -> None:
         """Make the network with fresh weights, and give it its losses and optimiser.
@@ -233,46 +228,36 @@ class DISCERN:
             n_labels: Number of batches.
             scale: Number of training cells in all, the T of MMD++.
         """
+        self._begin(TrainedNetwork(self._network(n_genes, n_labels, scale)))
+
+    def begin(self, data: DISCERNData) -> None:
+        """Make the network with fresh weights for the genes, batches, scaling and number of cells of some data."""
+        genes, batches = tuple(data.var_names), tuple(data.obs["batch"].cat.categories)
+        network = self._network(len(genes), len(batches), data.config["total_train_count"])
+        self._begin(TrainedNetwork(network, data.scaling, genes, batches))
+
+    def _begin(self, trained: TrainedNetwork) -> None:
+        self._trained = trained
+        self.compile(self.get_optimizer())
+
+    def _network(self, n_genes: int, n_labels: int, n_training_cells: float) -> WAE:
         check_network_fits(self.encoder_config, self.decoder_config, self.latent_dim, n_genes, n_labels)
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
-        common = {"activation_fn": self.activation_fn, "n_labels": n_labels, "dtype": self.precision}
         with self.strategy.scope():
-            encoder = autoencoder.create_encoder(
+            return autoencoder.build(
+                self.encoder_config,
+                self.decoder_config,
                 latent_dim=self.latent_dim,
-                enc_layers=self.encoder_config["layers"],
-                enc_norm_type=self.encoder_config["norm_type"],
-                input_dim=n_genes,
-                regularization=self.encoder_config["regularization"],
-                conditional_regularization=self.encoder_config.get("conditional_regularization"),
-                **common,
-            )
-            decoder = autoencoder.create_decoder(
-                latent_dim=self.latent_dim,
-                output_cells_dim=n_genes,
-                dec_layers=self.decoder_config["layers"],
-                dec_norm_type=self.decoder_config["norm_type"],
+                n_genes=n_genes,
+                n_batches=n_labels,
+                n_training_cells=n_training_cells,
+                activation_fn=self.activation_fn,
                 output_fn=self.output_fn,
-                regularization=self.decoder_config["regularization"],
                 output_lsn=self.output_lsn,
-                conditional_regularization=self.decoder_config.get("conditional_regularization"),
-                **common,
+                compare_batches=self.weighting_batch_mmd > 0,
+                dtype=self.precision,
             )
-            self.wae_model = autoencoder.create_model(
-                encoder, decoder, total_number_cells=scale, compare_batches=self.weighting_batch_mmd > 0
-            )
-        self.start_step = 0
-        self._make_coder()
-        self.compile(self.get_optimizer())
-
-    @property
-    def coder(self) -> Coder:
-        """Encoding and decoding of log-normalised expression with the network as it is, compiled."""
-        self._built()
-        return self._coder
-
-    def _make_coder(self) -> None:
-        self._coder = Coder(self._built(), self.scaling)
 
     def get_optimizer(self) -> keras.optimizers.Optimizer:
         """Make the optimiser that the parameters ask for.
@@ -293,8 +278,8 @@ class DISCERN:
             optimizer: A Keras optimiser.
             scale: Weight of the reconstruction.
         """
-        model = self._built()
-        mean, std = self.scaling or (np.float32(0), np.float32(1))
+        model = self.trained.network
+        mean, std = self.trained.scaling or (np.float32(0), np.float32(1))
         parts = {
             "decoder_counts": (losses.reconstruction_loss(self.reconstruction_loss), scale),
             "decoder_dropouts": (
@@ -323,13 +308,11 @@ class DISCERN:
         Raises:
             InvalidInputError: If a model that was restored has other genes or batches.
         """
-        genes, batches = list(inputdata.var_names), list(inputdata.obs["batch"].cat.categories)
-        if self.wae_model is None:
-            self.scaling, self.genes, self.batches = inputdata.scaling, genes, batches
-            self.build_model(len(genes), len(batches), inputdata.config["total_train_count"])
-        else:
-            self.prepare_projection(inputdata)
-        if not self._built().compiled:
+        if self._trained is None:
+            self.begin(inputdata)
+            return
+        self.prepare_projection(inputdata)
+        if not self.trained.network.compiled:
             self.compile(self.get_optimizer())
 
     def training(
@@ -362,66 +345,30 @@ class DISCERN:
                 "model.weighting_decoder_dropout is 0: the detection probability is not learnt, and X of projections, "
                 "which is drawn with it, is of no use; the published value is 10000. estimated_counts are not affected"
             )
-        callbacks = list(callbacks or [])
-        _check_enough(inputdata, callbacks)
+        check_enough(inputdata, callbacks or [])
         self.prepare(inputdata)
-        for callback in callbacks:
-            if isinstance(callback, VisualisationCallback):
-                callback.discern = self
-        if savepath is not None:
-            callbacks.insert(0, Checkpoint(self, Path(savepath)))
-        train, valid = inputdata.batches(self.thin_counts, begun=self.begun.step if self.begun else 0)
-        try:
-            with inputdata.reading_records():
-                history = self._built().fit(
-                    train,
-                    validation_data=valid if (inputdata.obs["split"] == "valid").any() else None,
-                    epochs=max_steps,
-                    initial_epoch=self.start_step,
-                    callbacks=callbacks,
-                    shuffle=False,  # the data set does it
-                    verbose=0,
-                )
-        finally:
-            self.begun = None
-            for callback in callbacks:
-                if isinstance(callback, VisualisationCallback):
-                    callback.close()
-        finite = int(np.isfinite(history.history.get("loss", [])).sum())
-        self.start_step += finite
-        if finite < len(history.history.get("loss", [])):
+        begun, self.begun = self.begun, None
+        path = None if savepath is None else Path(savepath)
+        self._trained, losses = fit(
+            self.trained, inputdata, callbacks or [], path, max_steps, self.thin_counts, begun=begun
+        )
+        if not np.isfinite(losses.get("loss", 0.0)):
             raise InvalidInputError(
                 f"the training diverged (a loss that is not a number) in epoch {self.start_step + 1}: lower "
                 "training.optimizer.learning_rate; the model of the epoch before is kept"
             )
-        return Metrics(history.history)
+        return losses
 
-    def save(self, directory: Path, epoch: int, val_loss: float | None = None) -> None:
+    def save(self, directory: Path, epoch: int | None = None, val_loss: float | None = None) -> None:
         """Write the model with its optimiser to `directory` (an experiment's `job`).
 
         Args:
             directory: The folder, or a file `.h5` or `.hdf5`.
-            epoch: Epochs that the model has been trained for.
+            epoch: Epochs that the model has been trained for; None for `start_step`.
             val_loss: Its validation loss; the lowest so far is kept as best_model.h5.
         """
-        single = model_file.is_model_file(directory)
-        path = Path(directory) if single else Path(directory) / model_file.LAST
-        checkpoint.save_model(self._built(), path, epoch, val_loss, self.scaling, self.genes, self.batches)
-        if not single:
-            checkpoint.keep_best(directory)
-
-    def save_unfinished(self, directory: Path, epoch: int, step: int) -> None:
-        """Write the model in the middle of an epoch, to go on from there with `resume` after an interruption.
-
-        Args:
-            directory: The folder, an experiment's `job`.
-            epoch: Epochs that were finished.
-            step: Steps of the next one that are done.
-        """
-        model = self._built()
-        begun = checkpoint.Begun(epoch, step, tuple(variable.numpy() for variable in model.metrics_variables))
-        path = Path(directory) / layout.UNFINISHED
-        checkpoint.save_model(model, path, epoch, None, self.scaling, self.genes, self.batches, begun)
+        trained = self.trained if epoch is None else replace(self.trained, epoch=epoch)
+        checkpoint.save(trained, Path(directory), val_loss)
 
     def resume(self, directory: Path) -> None:
         """Read the model with which an interrupted training goes on.
@@ -441,7 +388,7 @@ class DISCERN:
         if begun is None:
             self.restore_model(directory)
         else:
-            checkpoint.restore(self, Path(directory), Path(directory) / layout.UNFINISHED)
+            self._restore(Path(directory) / layout.UNFINISHED)
             self.begun = begun
 
     def restore_model(self, directory: Path) -> None:
@@ -456,18 +403,28 @@ class DISCERN:
             MissingFileError: If there is no model.
             InvalidInputError: If the file is damaged or does not fit the parameters.
         """
-        checkpoint.restore(self, Path(directory))
-        if self.scaling is None and (found := checkpoint.beside_model(Path(directory))):
+        path = model_file.find_model(Path(directory))
+        if path is None:
+            raise MissingFileError(
+                f"{directory}: there is no trained model ({model_file.LAST}); train the experiment first"
+            )
+        self._restore(path)
+        if self.trained.scaling is None and (found := checkpoint.beside_model(Path(directory))):
             self._adopt(*found)
 
-    def _adopt(self, scaling: tuple[np.ndarray, np.ndarray], genes: list[str], batches: list[str]) -> None:
+    def _restore(self, path: Path) -> None:
+        found = checkpoint.read_model_file(path)
+        network = self._network(found.n_genes, found.n_labels, found.total_number_cells)
+        genes, batches = (None if names is None else tuple(names) for names in (found.genes, found.batches))
+        self._begin(TrainedNetwork(network, found.scaling, genes, batches, checkpoint.epochs(found)))
+        with self.strategy.scope():
+            checkpoint.load_weights(network, path, network.optimizer)
+
+    def _adopt(self, scaling: tuple[np.ndarray, np.ndarray], genes: Sequence[str], batches: Sequence[str]) -> None:
         """Give a model its scaling and names; the losses depend on the scaling, the optimiser keeps its state."""
-        check_fits(self, genes, batches)
-        self.scaling, self.genes, self.batches = scaling, genes, batches
-        self._make_coder()
-        model = self._built()
-        if model.compiled:
-            self.compile(model.optimizer)
+        self._trained = self.trained.named(scaling, genes, batches)
+        if self.trained.network.compiled:
+            self.compile(self.trained.network.optimizer)
 
     def generate_latent_codes(
         self, counts: Matrix, batch_labels: ArrayLike, batch_size: int
@@ -482,7 +439,7 @@ class DISCERN:
         Returns:
             The latent codes and the logarithm of the standard deviation of their noise, each cells x latent_dim.
         """
-        return self.coder.encode(counts, np.asarray(batch_labels), batch_size)
+        return self.trained.encode(counts, np.asarray(batch_labels), batch_size)
 
     def generate_cells_from_latent(
         self, latent_codes: ArrayLike, output_batch_labels: ArrayLike, batch_size: int
@@ -498,8 +455,9 @@ class DISCERN:
             Estimated expression (log-normalised, >= 0) and the probability that a gene is detected, each cells x genes,
             dense: for many cells use `project_to_metadata`, which writes block by block.
         """
-        blocks = list(self.coder.decode(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size))
-        return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))  # type: ignore[return-value]
+        chunks = self.trained.decode(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size)
+        counts, detection = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        return counts, detection
 
     def prepare_projection(self, input_data: DISCERNData) -> None:
         """Check that the restored model fits the cells; one of the original program gets their scaling and names.
@@ -508,8 +466,8 @@ class DISCERN:
             InvalidInputError: If it does not fit.
         """
         genes, batches = list(input_data.var_names), list(input_data.obs["batch"].cat.categories)
-        check_fits(self, genes, batches)
-        if self.scaling is None:
+        self.trained.check(genes, batches)
+        if self.trained.scaling is None:
             self._adopt(input_data.scaling, genes, batches)
 
     def reconstruct(
@@ -534,7 +492,10 @@ class DISCERN:
             InvalidInputError: If the value does not, or the model does not fit.
         """
         _check_processed(input_data)
-        return EncodedCells(self, input_data, store_sigmas).decoded(column, column_value)
+        self.prepare_projection(input_data)
+        return projection.reconstruct(
+            self.trained, input_data, column, column_value, self.seed or 0, store_sigmas=store_sigmas
+        )
 
     def project_to_metadata(
         self,
@@ -568,21 +529,17 @@ class DISCERN:
         Raises:
             UnknownNameError, InvalidInputError: As `reconstruct`, before anything is written.
         """
-        check_output(layers, dtype, suffix)
+        output = OutputFormat(layers, dtype, suffix)
         _check_processed(input_data)
         targets = [parse_metadata(target) for target in metadata] or [(None, None)]
         check = CheckMetaData(input_data.obs)
         for column, value in targets:
             if column is not None:
                 check.check((column, value))
-        with progress.phase("encoding"):
-            cells = EncodedCells(self, input_data, store_sigmas)
-        written: list[Path] = []
-        for column, value in targets:
-            path = Path(save_path) / file_name(column, value, suffix, input_data.obs)
-            cells.write(path, column, value, layers, dtype)
-            written.append(path)
-        return written
+        self.prepare_projection(input_data)
+        return projection.project(
+            self.trained, input_data, targets, Path(save_path), output, self.seed or 0, store_sigmas=store_sigmas
+        )
 
 
 def _check_savepath(path: str | Path | None) -> None:
@@ -595,22 +552,6 @@ def _check_processed(data: Any) -> None:
         raise InvalidInputError(
             f"expected processed cells as DISCERNData, got {type(data).__name__}: write DISCERNData(cells, batch_size) "
             "with the result of WAERecipe, or use discern.reconstruct for raw counts"
-        )
-
-
-def _check_enough(inputdata: DISCERNData, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Raise unless the cells fill one batch of the training and early stopping has something to watch."""
-    cells = inputdata.obs["split"].value_counts()
-    watched = [callback.monitor for callback in callbacks if isinstance(callback, DelayedEarlyStopping)]
-    if not cells.get("valid", 0) and any(monitor.startswith("val_") for monitor in watched):
-        raise InvalidInputError(
-            "training.early_stopping needs validation cells, and there are none: raise input_ds.split.valid_cells and "
-            "process again, or give an empty early_stopping"
-        )
-    if cells.get("train", 0) < inputdata.batch_size:
-        raise InvalidInputError(
-            f"the {cells.get('train', 0)} training cells do not fill one batch of batch_size {inputdata.batch_size}: "
-            "lower training.batch_size"
         )
 
 
@@ -629,17 +570,13 @@ def load_model_from_directory(directory: Path) -> tuple[WAE | None, int]:
         InvalidInputError: If the model file is damaged or does not fit the parameters.
         MissingFileError: If there is a model of this program but no parameters.json.
     """
-    from discern.config.reading import canonical_experiment, load_parameters
-    from discern.model.legacy import stored_experiment
-    from discern.model.model_file import find_model, parameters_file
-
-    model_file = find_model(directory)
-    if model_file is None:
+    path = model_file.find_model(directory)
+    if path is None:
         return None, 0
     try:
-        (experiment,) = load_parameters(parameters_file(model_file)).experiments.values()
+        (experiment,) = load_parameters(model_file.parameters_file(path)).experiments.values()
     except MissingFileError:
-        stored = stored_experiment(model_file)
+        stored = stored_experiment(path)
         if stored is None:
             raise
         experiment = canonical_experiment(stored)

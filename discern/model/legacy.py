@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from typing import TYPE_CHECKING, Any
 
-from discern.model.model_file import open_model
+from discern.data.structure import number, whole_number
+from discern.errors import InvalidInputError
+from discern.model.model_file import ModelFile, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import h5py
+    import keras
+
+    from discern.networks.autoencoder import WAE
+
+_LOGGER = logging.getLogger(__name__)
+
+_WEIGHTS = ("kernel", "bias", "moving_mean", "moving_variance")
+_SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_hat", "slow": "slow"}
+_ITERATIONS = ("iter", "iteration")
 
 
 def stored_experiment(model_file: Path) -> dict[str, Any] | None:
@@ -97,3 +112,75 @@ def _add_stored_training(experiment: dict[str, Any], config: Mapping[str, Any]) 
         else f"tensorflow.keras.optimizers.{optimizer['class_name']}",
         **{key: optimizer["config"][key] for key in known if key in optimizer["config"]},
     }
+
+
+def read_original(path: Path, handle: h5py.File) -> ModelFile:
+    """Return what a file of the original says about its model."""
+    layers = {
+        layer["config"]["name"]: layer["config"]
+        for layer in json.loads(handle.attrs["model_config"])["config"]["layers"]
+    }
+    optimizer = _listed(handle.get("optimizer_weights"))
+    said = {
+        "n_genes": layers["input_data"]["batch_input_shape"][1],
+        "n_labels": layers["batch_input_enc"]["batch_input_shape"][1],
+        "total_number_cells": layers["mmdpp"]["scale"],
+    }
+    steps = next((array[()] for name, array in optimizer if name[-1] in _ITERATIONS), None)
+    return ModelFile(
+        path=path,
+        n_genes=whole_number(said, "n_genes", 1),
+        n_labels=whole_number(said, "n_labels", 1),
+        total_number_cells=number(said, "total_number_cells", 1),
+        epoch=None,
+        iterations=None if steps is None else whole_number({"iteration": steps}, "iteration", 0),
+    )
+
+
+def original_arrays(handle: h5py.File, model: WAE) -> tuple[dict[str, h5py.Dataset], dict[str, h5py.Dataset]]:
+    """Pair the arrays with our variables: in the order of the layers, each kind of variable for itself."""
+    weights: dict[str, h5py.Dataset] = {}
+    trained: list[str] = []
+    for part in (model.encoder, model.decoder):
+        listed = _listed(handle["model_weights"][part.name])
+        owners: dict[tuple[str, ...], keras.Variable] = {}
+        for kind in _WEIGHTS:
+            names = [name for name, _ in listed if name[-1] == kind]
+            ours = [variable for layer in part.layers for variable in layer.weights if variable.name == kind]
+            if len(names) != len(ours):
+                raise InvalidInputError(
+                    f"{handle.filename}: the {part.name} has {len(names)} arrays {kind!r}, but the parameters describe "
+                    f"{len(ours)}; the model belongs to other parameters"
+                )
+            owners |= dict(zip(names, ours, strict=True))
+        weights |= {owners[name].path: array for name, array in listed}
+        trained += [owners[name].path for name, _ in listed if not name[-1].startswith("moving")]
+
+    state: dict[str, h5py.Dataset] = {}
+    slots: dict[str, list[h5py.Dataset]] = {}
+    for name, array in _listed(handle.get("optimizer_weights")):
+        slot = next((_SLOTS[part] for part in (name[-1], *name[:-2]) if part in _SLOTS), None)
+        if name[-1] in _ITERATIONS:
+            state["iteration"] = array
+        elif slot is not None:
+            slots.setdefault(slot, []).append(array)
+        elif name[-1] != "learning_rate":
+            state["/".join(name)] = array
+    for kind, arrays in slots.items():
+        if len(arrays) != len(trained):
+            _LOGGER.warning("%s: has the %s of only some weights; it is not taken over", handle.filename, kind)
+            continue
+        state |= {f"{path.replace('/', '_')}_{kind}": array for path, array in zip(trained, arrays, strict=True)}
+    return weights, state
+
+
+def _listed(group: h5py.Group | None) -> list[tuple[tuple[str, ...], h5py.Dataset]]:
+    """Return the arrays of a Keras 2 group in the order in which they were listed, with the parts of their names."""
+    if group is None:
+        return []
+    # a long list is cut into the attributes weight_names0, weight_names1, ...
+    keys = sorted(
+        (key for key in group.attrs if re.fullmatch(r"weight_names\d*", key)), key=lambda key: (len(key), key)
+    )
+    names = [name.decode() if isinstance(name, bytes) else name for key in keys for name in group.attrs[key]]
+    return [(tuple(re.sub(r":\d+$", "", name).split("/")), group[name]) for name in names]

@@ -1,9 +1,11 @@
-"""Cells through a trained network: those that fit it encoded once, decoded with any labels, block by block."""
+"""Decode cells as if they had been measured otherwise: one loop, into memory or into files."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anndata
 import numpy as np
@@ -13,75 +15,162 @@ from discern.data.chunks import iter_blocks
 from discern.data.scaling import sample_counts
 from discern.data.writers import write_blocks
 from discern.metrics.latent_space import add_distance, training_cells
-from discern.model.targets import target_labels
+from discern.model.targets import OutputFormat, file_name, target_labels
+from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
+    import pandas as pd
+
     from discern.data.processed import DISCERNData
-    from discern.model.estimator import DISCERN
+    from discern.model.trained import TrainedNetwork
 
 
-_CELLS_AT_ONCE = 512
-
-
+@dataclass(frozen=True)
 class EncodedCells:
-    """Cells with their latent codes, to be decoded as if they had been measured otherwise.
+    """Cells with their latent codes.
 
-    Args:
-        model: A trained model.
-        data: Processed cells that fit it; their expression is log-normalised.
-        store_sigmas: Whether results get `obsm["X_DISCERN_sigma"]`.
-
-    Raises:
-        InvalidInputError: If the model does not fit.
+    Attributes:
+        obs: Their annotation; the categories of `batch` are the batches that the network knows, in its order.
+        batch_onehot: Their own batches, (n_cells, n_batches).
+        latent: Latent codes, (n_cells, n_latent).
+        sigma: Logarithm of the standard deviation of their noise, (n_cells, n_latent).
     """
 
-    def __init__(self, model: DISCERN, data: DISCERNData, store_sigmas: bool) -> None:
-        model.prepare_projection(data)
-        self._model, self._data = model, data
-        self._obs = data.obs
-        if model.batches is not None:
-            self._obs = data.obs.assign(batch=data.obs["batch"].cat.set_categories(model.batches))
-        self._own = np_one_hot(self._obs["batch"].array)
-        self._latent, sigma = model.generate_latent_codes(data.X, self._own, _CELLS_AT_ONCE)
-        self._obsm = {"X_DISCERN": self._latent} | ({"X_DISCERN_sigma": sigma} if store_sigmas else {})
+    obs: pd.DataFrame
+    batch_onehot: npt.NDArray[np.float32]
+    latent: npt.NDArray[np.float32]
+    sigma: npt.NDArray[np.float32]
 
-    def _without_matrices(self, column: str | None, value: str | None) -> anndata.AnnData:
-        data = self._data
-        uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
-        cells = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=dict(self._obsm))
-        if column == "batch" and value and training_cells(cells.obs, value).sum() > 1:
-            add_distance(cells, value)
-        give_back(cells)
-        return cells
+    @classmethod
+    def of(cls, trained: TrainedNetwork, data: DISCERNData) -> Self:
+        """Encode processed cells with their own batches.
 
-    def decoded(self, column: str | None, value: str | None) -> anndata.AnnData:
-        """Return the cells decoded in memory; see `DISCERN.reconstruct`."""
-        labels = target_labels(self._obs, self._own, column, value)
-        result = self._without_matrices(column, value)
-        counts, dropouts = self._model.generate_cells_from_latent(self._latent, labels, _CELLS_AT_ONCE)
-        result.X = sample_counts(counts, dropouts, seed=self._model.seed or 0)
-        result.layers["estimated_counts"] = counts
-        result.layers["estimated_dropouts"] = dropouts
-        result.layers["measured"] = self._data.X
-        return result
+        Raises:
+            InvalidInputError: If the network was not trained on their genes or batches.
+        """
+        trained.check(list(data.var_names), list(data.obs["batch"].cat.categories))
+        obs = data.obs
+        if trained.batches is not None:
+            obs = obs.assign(batch=obs["batch"].cat.set_categories(list(trained.batches)))
+        batch_onehot = np_one_hot(obs["batch"].array)
+        with progress.phase("encoding"):
+            latent, sigma = trained.encode(data.X, batch_onehot)
+        return cls(obs, batch_onehot, latent, sigma)
 
-    def write(self, path: Path, column: str | None, value: str | None, layers: Sequence[str], dtype: str) -> None:
-        """Decode the cells into a file; see `DISCERN.project_to_metadata`."""
-        labels = target_labels(self._obs, self._own, column, value)
-        cells = self._without_matrices(column, value)
-        count = -(-len(self._latent) // _CELLS_AT_ONCE)
-        write_blocks(path, cells, progress.track(self._blocks(labels, layers), f"writing {path.name}", count), dtype)
+    @cached_property
+    def batches(self) -> list[str]:
+        """The batches that the network knows, in the order of the one-hot columns."""
+        return [str(name) for name in self.obs["batch"].cat.categories]
 
-    def _blocks(self, labels: np.ndarray, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
-        generator = np.random.default_rng(self._model.seed or 0)
-        decoded = self._model.coder.decode(self._latent, labels, _CELLS_AT_ONCE)
-        measured = iter_blocks(self._data.X, _CELLS_AT_ONCE) if "measured" in layers else itertools.repeat((None, None))
-        for (counts, dropouts), (_, cells) in zip(decoded, measured, strict=False):
-            block = {"estimated_counts": counts, "estimated_dropouts": dropouts, "measured": cells}
-            if "X" in layers:
-                block["X"] = sample_counts(counts, dropouts, seed=generator)
-            yield {layer: block[layer] for layer in layers}
+    @cached_property
+    def batch(self) -> npt.NDArray[np.str_]:
+        """The batch of each cell, (n_cells,)."""
+        return self.obs["batch"].to_numpy(dtype=str)
+
+
+class Decoded(NamedTuple):
+    """Some cells, decoded; (n_chunk, n_genes) each.
+
+    Attributes:
+        counts: Estimated expression, log-normalised.
+        detection: The probability that a gene is detected.
+    """
+
+    counts: npt.NDArray[np.float32]
+    detection: npt.NDArray[np.float32]
+
+    def sampled(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """Keep each estimate with its detection probability; the draws do not depend on the size of the chunks."""
+        return sample_counts(self.counts, self.detection, seed=rng)
+
+
+def decoded_chunks(
+    trained: TrainedNetwork, latent: npt.NDArray[np.float32], batch_onehot: npt.NDArray[np.float32]
+) -> Iterator[Decoded]:
+    """Decode latent codes, chunk by chunk.
+
+    Args:
+        trained: The network.
+        latent: Latent codes, (n_cells, n_latent).
+        batch_onehot: The batches to decode as, (n_cells, n_batches), or (n_batches,) for all cells.
+    """
+    targets = np.broadcast_to(batch_onehot, (len(latent), batch_onehot.shape[-1]))
+    return itertools.starmap(Decoded, trained.decode(latent, targets, CHUNK_SIZE))
+
+
+def reconstruct(
+    trained: TrainedNetwork,
+    data: DISCERNData,
+    column: str | None,
+    value: str | None,
+    seed: int = 0,
+    store_sigmas: bool = False,
+) -> anndata.AnnData:
+    """Decode cells in memory; see `discern.DISCERN.reconstruct`."""
+    cells = EncodedCells.of(trained, data)
+    targets = target_labels(cells.obs, cells.batch_onehot, column, value)
+    result = _without_matrices(cells, data, column, value, store_sigmas)
+    rng = np.random.default_rng(seed)
+    chunks = [(*chunk, chunk.sampled(rng)) for chunk in decoded_chunks(trained, cells.latent, targets)]
+    counts, detection, sampled = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    result.X = sampled
+    result.layers["estimated_counts"] = counts
+    result.layers["estimated_dropouts"] = detection
+    result.layers["measured"] = data.X
+    return result
+
+
+def project(
+    trained: TrainedNetwork,
+    data: DISCERNData,
+    targets: Sequence[tuple[str | None, str | None]],
+    folder: Path,
+    output: OutputFormat,
+    seed: int = 0,
+    store_sigmas: bool = False,
+) -> list[Path]:
+    """Encode cells once and write a file for each target; see `discern.DISCERN.project_to_metadata`."""
+    cells = EncodedCells.of(trained, data)
+    written: list[Path] = []
+    for column, value in targets:
+        path = folder / file_name(column, value, output.suffix, data.obs)
+        batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
+        count = -(-len(cells.latent) // CHUNK_SIZE)
+        chunks = _written_chunks(trained, cells, data, batch_onehot, output.layers, np.random.default_rng(seed))
+        empty = _without_matrices(cells, data, column, value, store_sigmas)
+        write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
+        written.append(path)
+    return written
+
+
+def _written_chunks(
+    trained: TrainedNetwork,
+    cells: EncodedCells,
+    data: DISCERNData,
+    batch_onehot: npt.NDArray[np.float32],
+    layers: Sequence[str],
+    rng: np.random.Generator,
+) -> Iterator[dict[str, np.ndarray]]:
+    measured = iter_blocks(data.X, CHUNK_SIZE) if "measured" in layers else itertools.repeat((None, None))
+    for decoded, (_, own) in zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False):
+        chunk = {"estimated_counts": decoded.counts, "estimated_dropouts": decoded.detection, "measured": own}
+        if "X" in layers:
+            chunk["X"] = decoded.sampled(rng)
+        yield {layer: chunk[layer] for layer in layers}
+
+
+def _without_matrices(
+    cells: EncodedCells, data: DISCERNData, column: str | None, value: str | None, store_sigmas: bool
+) -> anndata.AnnData:
+    uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
+    obsm = {"X_DISCERN": cells.latent} | ({"X_DISCERN_sigma": cells.sigma} if store_sigmas else {})
+    result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
+    if column == "batch" and value and training_cells(result.obs, value).sum() > 1:
+        add_distance(result, value)
+    give_back(result)
+    return result

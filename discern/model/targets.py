@@ -1,8 +1,9 @@
-"""Which labels to decode cells with, and what the files are called. Loads no TensorFlow."""
+"""Which labels to decode cells with, and what the files are called and hold. Loads no TensorFlow."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +25,13 @@ MATRICES = (*RESULTS, "measured")
 """What a projected file may hold: also the cells as they were measured."""
 
 
-def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
-    """Raise unless the choice of what a projected file holds can be written.
+@dataclass(frozen=True)
+class OutputFormat:
+    """What a projected file holds, and how.
 
-    Args:
+    Attributes:
         layers: Some of `MATRICES`.
-        dtype: "float32" or "float16".
+        dtype: "float32" or "float16", of matrices stored dense.
         suffix: ".h5ad" or ".zarr".
 
     Raises:
@@ -37,22 +39,28 @@ def check_output(layers: Sequence[str], dtype: str, suffix: str) -> None:
         InvalidInputError: If there is none at all, or the type or suffix is another one.
 
     Example:
-        >>> check_output(["X", "counts"], "float32", ".h5ad")
+        >>> OutputFormat(["X", "counts"])
         Traceback (most recent call last):
         ...
         discern.errors.UnknownNameError: there is no layer 'counts' to write; layers are X, estimated_counts, ...
     """
-    for layer in layers:
-        if layer not in MATRICES:
-            raise UnknownNameError(
-                f"there is no layer {layer!r} to write{nearest(layer, MATRICES)}; layers are {', '.join(MATRICES)}"
-            )
-    if not layers:
-        raise InvalidInputError(f"expected at least one layer to write, of {', '.join(MATRICES)}")
-    if dtype not in ("float32", "float16"):
-        raise InvalidInputError(f"expected the type float32 or float16, got {dtype!r}")
-    if suffix not in (".h5ad", ".zarr"):
-        raise InvalidInputError(f"expected the format .h5ad or .zarr, got {suffix!r}")
+
+    layers: Sequence[str] = RESULTS
+    dtype: str = "float32"
+    suffix: str = ".h5ad"
+
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            if layer not in MATRICES:
+                raise UnknownNameError(
+                    f"there is no layer {layer!r} to write{nearest(layer, MATRICES)}; layers are {', '.join(MATRICES)}"
+                )
+        if not self.layers:
+            raise InvalidInputError(f"expected at least one layer to write, of {', '.join(MATRICES)}")
+        if self.dtype not in ("float32", "float16"):
+            raise InvalidInputError(f"expected the type float32 or float16, got {self.dtype!r}")
+        if self.suffix not in (".h5ad", ".zarr"):
+            raise InvalidInputError(f"expected the format .h5ad or .zarr, got {self.suffix!r}")
 
 
 def target_labels(obs: pd.DataFrame, own: np.ndarray, column: str | None, value: str | None) -> np.ndarray:

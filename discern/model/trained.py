@@ -1,7 +1,9 @@
-"""Encode and decode cells with a trained network, standardised at its edges, sparse everywhere else."""
+"""A trained network: cells in, cells out, standardised at its edges, sparse everywhere else."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,78 +13,138 @@ from discern.data.chunks import iter_blocks
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
 
     from discern.data.chunks import Matrix
-    from discern.model.estimator import DISCERN
     from discern.networks.autoencoder import WAE
 
-
-def check_fits(model: DISCERN, genes: Sequence[str], batches: Sequence[str]) -> None:
-    """Raise InvalidInputError if cells with these genes and batches cannot go through the network of a model."""
-    n_genes, n_labels = (given.shape[-1] for given in model.encoder.inputs)
-    if len(genes) != n_genes:
-        raise InvalidInputError(
-            f"the model was trained on {n_genes} genes, the data has {len(genes)}: use the data that the "
-            "experiment processed, or train a new model"
-        )
-    if model.genes is not None and list(genes) != model.genes:
-        first = next(i for i, (a, b) in enumerate(zip(genes, model.genes, strict=True)) if a != b)
-        raise InvalidInputError(
-            f"the data has the genes of the model in another order or other ones (gene {first + 1} is "
-            f"{genes[first]!r}, expected {model.genes[first]!r}): process it with the same experiment"
-        )
-    unknown = [batch for batch in batches if model.batches is not None and batch not in model.batches]
-    if unknown or (model.batches is None and len(batches) != n_labels):
-        known = f" ({', '.join(model.batches)})" if model.batches is not None else ""
-        raise InvalidInputError(
-            f"the model knows {n_labels} batches{known}, the data has {', '.join(map(repr, unknown or batches))}: "
-            "add new batches with `discern onlinetraining`"
-        )
+CHUNK_SIZE = 512
+"""Cells that go through the network at once."""
 
 
-class Coder:
-    """A network as functions of log-normalised expression: standardising is at its edge.
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network with what it was trained on. Expression goes in and comes out log-normalised.
 
-    Args:
+    Attributes:
         network: The network, which lives on the standardised scale.
-        scaling: Mean and standard deviation of each gene; None for 0 and 1.
+        scaling: Mean and standard deviation of each gene, (n_genes,) each; None for 0 and 1.
+        genes: Their names; None if the model file does not say (the original program's do not).
+        batches: Names of the batches in the order of the one-hot columns; None as with the genes.
+        epoch: Number of epochs that it has been trained for.
     """
 
-    def __init__(self, network: WAE, scaling: tuple[np.ndarray, np.ndarray] | None) -> None:
-        encoder, decoder = network.encoder, network.decoder
-        n_genes, n_labels = (given.shape[-1] for given in encoder.inputs)
-        self._latent_dim = decoder.inputs[0].shape[-1]
-        mean, std = scaling or (np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
-        genes, labels, latent = (tf.TensorSpec((None, n), tf.float32) for n in (n_genes, n_labels, self._latent_dim))
+    network: WAE
+    scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    genes: tuple[str, ...] | None = None
+    batches: tuple[str, ...] | None = None
+    epoch: int = 0
 
-        @tf.function(input_signature=[genes, labels])
-        def encode(expression: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return encoder([(expression - mean) / std, labels], training=False)
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self.network.encoder.inputs[0].shape[-1])
 
-        @tf.function(input_signature=[latent, labels])
-        def decode(latent: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            counts, dropouts = decoder([latent, labels], training=False)
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return int(self.network.encoder.inputs[1].shape[-1])
+
+    def check(self, genes: Sequence[str], batches: Sequence[str]) -> None:
+        """Raise InvalidInputError if cells with these genes and batches cannot go through the network."""
+        if len(genes) != self.n_genes:
+            raise InvalidInputError(
+                f"the model was trained on {self.n_genes} genes, the data has {len(genes)}: use the data that the "
+                "experiment processed, or train a new model"
+            )
+        if self.genes is not None and tuple(genes) != self.genes:
+            first = next(i for i, (a, b) in enumerate(zip(genes, self.genes, strict=True)) if a != b)
+            raise InvalidInputError(
+                f"the data has the genes of the model in another order or other ones (gene {first + 1} is "
+                f"{genes[first]!r}, expected {self.genes[first]!r}): process it with the same experiment"
+            )
+        unknown = [batch for batch in batches if self.batches is not None and batch not in self.batches]
+        if unknown or (self.batches is None and len(batches) != self.n_batches):
+            known = f" ({', '.join(self.batches)})" if self.batches is not None else ""
+            raise InvalidInputError(
+                f"the model knows {self.n_batches} batches{known}, the data has "
+                f"{', '.join(map(repr, unknown or batches))}: add new batches with `discern onlinetraining`"
+            )
+
+    def named(
+        self,
+        scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        genes: Sequence[str],
+        batches: Sequence[str],
+    ) -> TrainedNetwork:
+        """Return the network with the scaling and the names of cells that fit it."""
+        self.check(genes, batches)
+        return replace(self, scaling=scaling, genes=tuple(genes), batches=tuple(batches))
+
+    @cached_property
+    def _functions(self) -> tuple[Callable[..., tuple[tf.Tensor, tf.Tensor]], ...]:
+        encoder, decoder = self.network.encoder, self.network.decoder
+        mean, std = self.scaling or (np.zeros(self.n_genes, np.float32), np.ones(self.n_genes, np.float32))
+        sizes = (self.n_genes, self.n_batches, self._latent_dim)
+        genes, batches, codes = (tf.TensorSpec((None, size), tf.float32) for size in sizes)
+
+        @tf.function(input_signature=[genes, batches])
+        def encode(expression: tf.Tensor, batch_onehot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return encoder([(expression - mean) / std, batch_onehot], training=False)
+
+        @tf.function(input_signature=[codes, batches])
+        def decode(latent: tf.Tensor, batch_onehot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            counts, dropouts = decoder([latent, batch_onehot], training=False)
             return tf.nn.relu(counts * std + mean), dropouts
 
-        self._encode, self._decode = encode, decode
+        return encode, decode
 
-    def encode(self, counts: Matrix, labels: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return latent codes and log standard deviations; `cells` go through the network at once."""
+    @property
+    def _latent_dim(self) -> int:
+        return int(self.network.decoder.inputs[0].shape[-1])
+
+    def encode(
+        self, counts: Matrix, batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Encode cells.
+
+        Args:
+            counts: Log-normalised expression, (n_cells, n_genes); dense, sparse or a dask array.
+            batch_onehot: The cells' own batches, (n_cells, n_batches).
+            chunk_size: Cells that go through the network at once.
+
+        Returns:
+            Latent codes and the logarithm of the standard deviation of their noise, (n_cells, n_latent) each.
+        """
+        encode, _ = self._functions
         latent = np.empty((counts.shape[0], self._latent_dim), dtype=np.float32)
         sigma = np.empty_like(latent)
-        for rows, block in iter_blocks(counts, cells):
-            codes, deviations = self._encode(
-                tf.constant(block.toarray(), tf.float32), tf.constant(labels[rows], tf.float32)
+        for rows, chunk in iter_blocks(counts, chunk_size):
+            codes, deviations = encode(
+                tf.constant(chunk.toarray(), tf.float32), tf.constant(batch_onehot[rows], tf.float32)
             )
             latent[rows], sigma[rows] = codes.numpy(), deviations.numpy()
         return latent, sigma
 
-    def decode(self, latent: np.ndarray, labels: np.ndarray, cells: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield estimated expression and detection probability of `cells` after `cells`."""
-        for begin in range(0, len(latent), cells):
-            rows = slice(begin, begin + cells)
-            counts, dropouts = self._decode(
-                tf.constant(latent[rows], tf.float32), tf.constant(np.ascontiguousarray(labels[rows]), tf.float32)
+    def decode(
+        self, latent: npt.NDArray[np.float32], batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Decode latent codes, chunk by chunk.
+
+        Args:
+            latent: Latent codes, (n_cells, n_latent).
+            batch_onehot: The batches to decode as, (n_cells, n_batches): one-hot, or a mixture that sums to 1.
+            chunk_size: Cells that go through the network at once.
+
+        Yields:
+            Estimated expression (log-normalised, >= 0) and detection probability, (n_chunk, n_genes) each.
+        """
+        _, decode = self._functions
+        for begin in range(0, len(latent), chunk_size):
+            rows = slice(begin, begin + chunk_size)
+            counts, dropouts = decode(
+                tf.constant(latent[rows], tf.float32), tf.constant(np.ascontiguousarray(batch_onehot[rows]), tf.float32)
             )
             yield counts.numpy(), dropouts.numpy()

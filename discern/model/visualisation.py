@@ -19,7 +19,8 @@ from discern.data.chunks import iter_blocks
 from discern.data.components import PrincipalComponents
 from discern.data.scaling import parse_mean_var
 from discern.errors import InvalidInputError, UnknownNameError
-from discern.model.trained import Coder
+from discern.model.projection import decoded_chunks
+from discern.model.trained import TrainedNetwork
 from discern.networks.autoencoder import WAE
 from discern.runtime import progress
 from discern.runtime.atomic import Scratch, cause_in_system
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from discern.model.estimator import DISCERN
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class VisualisationCallback(keras.callbacks.Callback):
         self.outdir = Path(outdir)
         self.batch_size = batch_size
         self.freq = freq
-        self.discern: DISCERN | None = None
+        self.trained: TrainedNetwork | None = None
         batch = data.obs["batch"].astype("category")
         shown = np.ones(data.n_obs, dtype=bool)
         if "split" in data.obs:
@@ -159,17 +159,17 @@ class VisualisationCallback(keras.callbacks.Callback):
             _LOGGER.warning("the pictures of epoch %d could not be drawn: %s", self._drawn + 1, "".join(lines[-1:]))
         self._drawing = None
 
-    def _coder(self) -> Coder:
+    def _network(self) -> TrainedNetwork:
         """Return the network that is trained, by `DISCERN.training` or by `fit` of its Keras model alone."""
-        if self.discern is not None:
-            return self.discern.coder
+        if self.trained is not None:
+            return self.trained
         if not isinstance(self.model, WAE):
             raise InvalidInputError(f"expected a model of `create_model`, got {type(self.model).__name__}")
-        return Coder(self.model, self._scaling)
+        return TrainedNetwork(self.model, self._scaling)
 
     def _representations(self) -> Mapping[str, np.ndarray]:
         """Return original, latent and projected cells, expression in PC space."""
-        coder = self._coder()
+        trained = self._network()
         targets = np.eye(self._labels.shape[1], dtype=np.float32)
         categories = list(self.obs["batch"].cat.categories)
         parts: dict[str, list[np.ndarray]] = {"original": [], "latent": []}
@@ -177,11 +177,11 @@ class VisualisationCallback(keras.callbacks.Callback):
         for block in self._cells:
             labels = self._labels[begin : begin + block.shape[0]]
             begin += block.shape[0]
-            latent, _ = coder.encode(block, labels, _CHUNK_SIZE)
+            latent, _ = trained.encode(block, labels, _CHUNK_SIZE)
             parts["original"].append(self._space.project(block))
             parts["latent"].append(latent)
             for batch in self.batches:
-                target = np.broadcast_to(targets[categories.index(batch)], labels.shape)
-                for counts, _ in coder.decode(latent, target, _CHUNK_SIZE):
-                    parts.setdefault(f"projected to {batch}", []).append(self._space.project(counts))
+                target = targets[categories.index(batch)]
+                for decoded in decoded_chunks(trained, latent, target):
+                    parts.setdefault(f"projected to {batch}", []).append(self._space.project(decoded.counts))
         return {title: np.concatenate(values) for title, values in parts.items()}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from discern.data.processed import DISCERNData
-    from discern.model.estimator import DISCERN
+    from discern.model.trained import TrainedNetwork
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Trial(tune.Trainable):
                 raise
         metrics = dict.fromkeys(CELL_METRICS, DIVERGED)
         if not self.callback.diverged:
-            metrics = judge_cells(self.discern, self.data, self.validation_batches)
+            metrics = judge_cells(self.discern.trained, self.data, self.validation_batches)
         figures = metrics | {"loss": self.callback.best_loss, "val_loss": self.callback.best_loss}
         diverged = not all(math.isfinite(value) and value < DIVERGED for value in figures.values())
         return (dict.fromkeys(figures, DIVERGED) if diverged else figures) | {
@@ -105,7 +105,7 @@ class Trial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the model, with its optimiser, and the state of early stopping."""
         folder = Path(checkpoint_dir)
-        self.discern.save(folder, epoch=self.discern.start_step)
+        self.discern.save(folder)
         (folder / "trial.json").write_text(json.dumps(self.callback.state()))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -152,14 +152,14 @@ class RemoveModels(tune.Callback):
                 model.unlink(missing_ok=True)
 
 
-def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str, float]:
+def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> dict[str, float]:
     """Compare generated cells with real ones, in the space of the principal components.
 
     The cells with obs `for_mmd` are encoded and decoded to each of the `n_batches` batches with most of them; each gene
     is then kept with its detection probability, as `discern project` does.
 
     Args:
-        discern: a trained estimator.
+        trained: A trained network.
         data: the cells it was trained on, log-normalised.
         n_batches: number of batches.
 
@@ -176,7 +176,7 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
 
     from discern.data.annotation import np_one_hot
     from discern.data.chunks import iter_blocks
-    from discern.data.scaling import sample_counts
+    from discern.model.projection import decoded_chunks
 
     chosen = np.flatnonzero(data.obs["for_mmd"].to_numpy(dtype=bool)) if "for_mmd" in data.obs else np.empty(0, int)
     batch = data.obs["batch"].iloc[chosen]
@@ -189,18 +189,14 @@ def judge_cells(discern: DISCERN, data: DISCERNData, n_batches: int) -> dict[str
     space = PrincipalComponents.of(data)
     cells = sparse.vstack([block for _, block in iter_blocks(data.X[chosen], _CELLS)], format="csr")
     real = np.concatenate([space.project(block) for _, block in iter_blocks(cells, _CELLS)])
-    latent, _ = discern.generate_latent_codes(cells, np_one_hot(batch.array), _CELLS)
+    latent, _ = trained.encode(cells, np_one_hot(batch.array), _CELLS)
     generator = np.random.default_rng(0)
     sigma = float(data.config["mmd_kernel"]["all"])
     found: dict[str, list[float]] = {name: [] for name in CELL_METRICS}
     for target in targets:
         label = np_one_hot(pd.Categorical([target], categories=batch.cat.categories))
-        decoded = []
-        for begin in range(0, len(latent), _CELLS):
-            codes = latent[begin : begin + _CELLS]
-            counts, dropouts = discern.generate_cells_from_latent(codes, np.repeat(label, len(codes), 0), _CELLS)
-            decoded.append(space.project(sample_counts(counts, dropouts, seed=generator)))
-        projected, own = np.concatenate(decoded), (batch == target).to_numpy()
+        chunks = [space.project(chunk.sampled(generator)) for chunk in decoded_chunks(trained, latent, label)]
+        projected, own = np.concatenate(chunks), (batch == target).to_numpy()
         if not np.isfinite(projected).all():
             return dict.fromkeys(CELL_METRICS, math.inf)
         found["mmd"].append(mmd_loss(projected, real[own], sigma))

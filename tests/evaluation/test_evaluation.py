@@ -29,21 +29,24 @@ class LinearModel:
 
     def __init__(self, n_genes, batches, latent_dim=6):
         rng = np.random.default_rng(0)
-        self.batches, self.start_step, self.seed = batches, 7, 0
+        self.batches, self.epoch = tuple(batches), 7
         self.matrix = np.linalg.qr(rng.normal(size=(n_genes, latent_dim)))[0].astype(np.float32)
         self.shift = rng.uniform(0, 0.5, (len(batches), n_genes)).astype(np.float32)
 
-    def prepare_projection(self, data):
-        assert data.n_vars == len(self.matrix)
+    def check(self, genes, batches):
+        assert len(genes) == len(self.matrix)
+        assert set(batches) <= set(self.batches)
 
-    def generate_latent_codes(self, counts, batch_labels, batch_size):
-        assert batch_labels.shape == (counts.shape[0], len(self.batches))
+    def encode(self, counts, batch_onehot):
+        assert batch_onehot.shape == (counts.shape[0], len(self.batches))
         latent = np.concatenate([block @ self.matrix for _, block in cell_blocks(counts, np.arange(counts.shape[0]))])
         return latent, np.zeros_like(latent)
 
-    def generate_cells_from_latent(self, latent_codes, output_batch_labels, batch_size):
-        counts = np.maximum(latent_codes @ self.matrix.T + output_batch_labels @ self.shift, 0)
-        return counts, np.clip(counts / 3, 0.1, 0.95)
+    def decode(self, latent, batch_onehot, chunk_size):
+        for begin in range(0, len(latent), chunk_size):
+            rows = slice(begin, begin + chunk_size)
+            counts = np.maximum(latent[rows] @ self.matrix.T + batch_onehot[rows] @ self.shift, 0)
+            yield counts, np.clip(counts / 3, 0.1, 0.95)
 
 
 def made_up(batches, types, n_genes=300, cells=60, splits=("train", "train", "valid")):
@@ -185,7 +188,7 @@ def test_gene_errors_are_those_of_auto_encoded_held_out_cells():
 
     held_out = (data.obs["split"] == "valid").to_numpy()
     own = pd.get_dummies(data.obs["batch"]).to_numpy(np.float32)
-    rebuilt, _ = model.generate_cells_from_latent(data.X.toarray() @ model.matrix, own, 0)
+    ((rebuilt, _),) = model.decode(data.X.toarray() @ model.matrix, own, data.n_obs)
     difference = (rebuilt - data.X.toarray())[held_out]
     np.testing.assert_allclose(genes["discern_rmse"], np.sqrt((difference**2).mean(0)), rtol=1e-4)
 

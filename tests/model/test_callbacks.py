@@ -21,6 +21,7 @@ from discern import DISCERN, DISCERNData
 from discern.errors import InvalidInputError
 from discern.model import callbacks
 from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress, create_callbacks
+from discern.model.trained import TrainedNetwork
 from discern.model.visualisation import VisualisationCallback
 from discern.runtime import progress
 
@@ -137,10 +138,12 @@ class TestCheckpoint:
     saved: list[tuple[Any, ...]]
 
     @pytest.fixture
-    def callback(self, tmp_path: Path) -> Checkpoint:
+    def callback(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
         self.saved = []
-        discern = SimpleNamespace(save=lambda folder, epoch, val_loss: self.saved.append((folder, epoch, val_loss)))
-        return Checkpoint(discern, tmp_path)
+        monkeypatch.setattr(
+            callbacks, "save", lambda trained, folder, val_loss: self.saved.append((folder, trained.epoch, val_loss))
+        )
+        return Checkpoint(TrainedNetwork(None), tmp_path)
 
     def test_counts_epochs_done(self, callback: Checkpoint, tmp_path: Path) -> None:
         callback.on_epoch_end(0, {"loss": 3.0, "val_loss": 2.0})
@@ -158,7 +161,7 @@ class TestCheckpoint:
 
         for epoch, loss in enumerate([3.0, 1.0, 2.0]):
             model.encoder.get_layer("latent").bias.assign([epoch, epoch])
-            Checkpoint(model, tmp_path).on_epoch_end(epoch, {"loss": 1.0, "val_loss": loss})
+            Checkpoint(model.trained, tmp_path).on_epoch_end(epoch, {"loss": 1.0, "val_loss": loss})
         again = make_model(cells)
         again.restore_model(tmp_path)
         assert again.start_step == 3

@@ -11,6 +11,8 @@ import pytest
 
 from discern.errors import InvalidInputError, MissingFileError
 from discern.model import checkpoint, model_file
+from discern.model.estimator import DISCERN
+from discern.model.trained import TrainedNetwork
 from discern.networks.optimizers import Lookahead, RectifiedAdam
 from tests.support.keras2 import write_keras2
 from tests.support.networks import compile_model, make_model, make_original_model, original_cells
@@ -61,7 +63,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_saved_model_and_optimizer_come_back(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = trained_model(OPTIMIZERS[name]())
-    checkpoint.save_model(model, tmp_path / "model.h5", epoch=3)
+    checkpoint.save_model(TrainedNetwork(model, epoch=3), tmp_path / "model.h5")
     again, optimizer = make_model(), OPTIMIZERS[name]()
     checkpoint.load_weights(again, tmp_path / "model.h5", optimizer)
     assert_same_weights(model, again)
@@ -74,19 +76,19 @@ def test_description(tmp_path: Path) -> None:
     genes, batches = [f"gene {i}" for i in range(20)], ["a", "ä"]
     scaling = np.arange(20, dtype="float32"), np.ones(20, "float32")
     model = trained_model(RectifiedAdam(1e-5))
-    checkpoint.save_model(model, tmp_path / "model.h5", 3, 0.5, scaling, genes, batches)
+    checkpoint.save_model(TrainedNetwork(model, scaling, tuple(genes), tuple(batches), 3), tmp_path / "model.h5", 0.5)
     found = checkpoint.read_model_file(tmp_path / "model.h5")
     assert (found.n_genes, found.n_labels, found.total_number_cells) == (20, 2, 100)
     assert (found.epoch, found.iterations) == (3, 2)
     assert (found.genes, found.batches) == (genes, batches)
     np.testing.assert_array_equal(found.scaling, scaling)
-    checkpoint.save_model(make_model(), tmp_path / "bare.h5", 0)
+    checkpoint.save_model(TrainedNetwork(make_model()), tmp_path / "bare.h5")
     bare = checkpoint.read_model_file(tmp_path / "bare.h5")
     assert (bare.iterations, bare.genes, bare.batches, bare.scaling) == (None, None, None, None)
 
 
 def test_learning_rate_is_that_of_the_parameters(tmp_path: Path) -> None:
-    checkpoint.save_model(trained_model(RectifiedAdam(1e-5)), tmp_path / "model.h5", epoch=1)
+    checkpoint.save_model(TrainedNetwork(trained_model(RectifiedAdam(1e-5)), epoch=1), tmp_path / "model.h5")
     optimizer = RectifiedAdam(0.25)
     checkpoint.load_weights(make_model(), tmp_path / "model.h5", optimizer)
     assert float(optimizer.learning_rate.numpy()) == 0.25
@@ -103,7 +105,7 @@ def test_learning_rate_is_that_of_the_parameters(tmp_path: Path) -> None:
 def test_change_of_optimizer_is_told(
     saved: str, loaded: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.save_model(trained_model(OPTIMIZERS[saved]()), tmp_path / "model.h5", epoch=1)
+    checkpoint.save_model(TrainedNetwork(trained_model(OPTIMIZERS[saved]()), epoch=1), tmp_path / "model.h5")
     checkpoint.load_weights(make_model(), tmp_path / "model.h5", OPTIMIZERS[loaded]())
     (text,) = told(caplog)
     assert text.split("model.h5: ")[1].startswith(message)
@@ -111,7 +113,7 @@ def test_change_of_optimizer_is_told(
 
 def test_slow_weights_start_from_loaded_ones(tmp_path: Path) -> None:
     model = trained_model(RectifiedAdam(1e-5))
-    checkpoint.save_model(model, tmp_path / "model.h5", epoch=1)
+    checkpoint.save_model(TrainedNetwork(model, epoch=1), tmp_path / "model.h5")
     again, optimizer = make_model(), Lookahead(RectifiedAdam(1e-5))
     optimizer.build(again.trainable_variables)
     checkpoint.load_weights(again, tmp_path / "model.h5", optimizer)
@@ -122,7 +124,7 @@ def test_slow_weights_start_from_loaded_ones(tmp_path: Path) -> None:
 def test_best_model_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     model = make_model()
     for epoch, loss in enumerate([5.0, 3.0, 4.0, None, float("nan")], start=1):
-        checkpoint.save_model(model, tmp_path / model_file.LAST, epoch=epoch, val_loss=loss)
+        checkpoint.save_model(TrainedNetwork(model, epoch=epoch), tmp_path / model_file.LAST, loss)
         checkpoint.keep_best(tmp_path)
     assert checkpoint.read_model_file(tmp_path / "last_model.h5").epoch == 5
     assert checkpoint.read_model_file(tmp_path / "best_model.h5").epoch == 2
@@ -130,10 +132,10 @@ def test_best_model_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
 
 
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save_model(make_model(), tmp_path / "model.h5", epoch=1)
+    checkpoint.save_model(TrainedNetwork(make_model(), epoch=1), tmp_path / "model.h5")
     before = (tmp_path / "model.h5").read_bytes()
     with pytest.raises(TypeError):
-        checkpoint.save_model(make_model(), tmp_path / "model.h5", epoch=2, scaling=5)  # type: ignore[arg-type]
+        checkpoint.save_model(TrainedNetwork(make_model(), scaling=5, epoch=2), tmp_path / "model.h5")  # type: ignore[arg-type]
     assert (tmp_path / "model.h5").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.h5"]
 
@@ -149,7 +151,7 @@ def test_newest_model_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other HDF5", "newer"])
 def test_damaged_file(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
-    checkpoint.save_model(make_model(), path, epoch=1)
+    checkpoint.save_model(TrainedNetwork(make_model(), epoch=1), path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:3000])
     elif damage == "empty":
@@ -175,7 +177,7 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"parameters\.json: not found; it describes the network in model\.h5"):
         model_file.parameters_file(tmp_path / "job" / "model.h5")
     with pytest.raises(MissingFileError, match=r"there is no trained model .* train the experiment first"):
-        checkpoint.restore(None, tmp_path)
+        DISCERN().restore_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_model_that_does_not_fit_changes_nothing(
 ) -> None:
     path = tmp_path / "model.h5"
     if origin == "ours":
-        checkpoint.save_model(randomised(make_model()), path, epoch=1)
+        checkpoint.save_model(TrainedNetwork(randomised(make_model()), epoch=1), path)
     else:
         write_keras2(path, randomised(make_model()))
         if "shape" not in message:
@@ -332,13 +334,11 @@ def test_frozen_layers_keep_the_state_of_the_others(tmp_path: Path) -> None:
 
 
 def test_restored_training_goes_on(original_experiment: Path) -> None:
-    from discern.model.estimator import DISCERN
-
     parameters = json.loads((original_experiment / "parameters.json").read_text())
     estimator = DISCERN.from_json(parameters)
-    checkpoint.restore(estimator, original_experiment)
+    estimator.restore_model(original_experiment)
     assert estimator.start_step == 8
     assert estimator.wae_model.optimizer.iterations.numpy() == 40
-    checkpoint.save_model(estimator.wae_model, original_experiment / "job" / model_file.LAST, epoch=9)
-    checkpoint.restore(estimator, original_experiment / "job")
+    estimator.save(original_experiment / "job", epoch=9)
+    estimator.restore_model(original_experiment / "job")
     assert estimator.start_step == 9

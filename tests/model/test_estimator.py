@@ -169,7 +169,7 @@ class TestProjection:
         self, original: DISCERN, cells: DISCERNData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (whole,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "whole")
-        monkeypatch.setattr("discern.model.projection._CELLS_AT_ONCE", 37)
+        monkeypatch.setattr("discern.model.projection.CHUNK_SIZE", 37)
         (parts,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "parts")
         for layer in ("estimated_counts", "estimated_dropouts"):
             wanted = ad.read_h5ad(whole).layers[layer]
@@ -423,8 +423,7 @@ class TestParameters:
 
     def test_weights_of_the_losses(self, cells: DISCERNData) -> None:
         model = small(wae_lambda=7.0, weighting_decoder_dropout=8.0, weighting_random_encoder=9.0)
-        model.scaling = cells.scaling
-        model.build_model(cells.n_vars, 2, scale=100)
+        model.begin(cells)
         model.compile(model.get_optimizer(), scale=10.0)
         assert model.wae_model._compile_loss._user_loss_weights == {
             "decoder_counts": 10.0,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from discern.data.annotation import CheckMetaData
 from discern.errors import InvalidInputError, UnknownNameError, UserError
-from discern.model.targets import check_output, file_name, target_labels
+from discern.model.targets import OutputFormat, file_name, target_labels
 
 BATCHES = ["b0", "b1", "b2"]
 
@@ -187,7 +187,7 @@ class TestCheckMetaData:
 
 class TestCheckOutput:
     def test_accepts(self) -> None:
-        check_output(["X"], "float16", ".zarr")
+        OutputFormat(["X"], "float16", ".zarr")
 
     @pytest.mark.parametrize(
         ("choice", "message"),
@@ -203,7 +203,7 @@ class TestCheckOutput:
     )
     def test_refuses(self, choice: tuple[list[str], str, str], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            check_output(*choice)
+            OutputFormat(*choice)
 
 
 class TestFileName:

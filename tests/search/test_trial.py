@@ -14,6 +14,7 @@ from discern.errors import InvalidInputError
 from discern.search.trial import CELL_METRICS, DIVERGED, RemoveModels, Trial, judge_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -104,17 +105,17 @@ class Perfect:
         self.cells = data.X[data.obs["for_mmd"].to_numpy(dtype=bool)].toarray()
         self.shift = shift
 
-    def generate_latent_codes(self, counts: Any, labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, counts: Any, labels: np.ndarray, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
         assert np.array_equal(counts.toarray(), self.cells)
         assert (labels.sum(1) == 1).all()
         return np.arange(len(self.cells))[:, None], np.zeros((len(self.cells), 1))
 
-    def generate_cells_from_latent(
-        self, latent: np.ndarray, labels: np.ndarray, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, latent: np.ndarray, labels: np.ndarray, chunk_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert (labels.argmax(1) == labels[0].argmax()).all()
         cells = self.cells[latent[:, 0]] + self.shift
-        return cells, np.ones_like(cells)
+        yield cells, np.ones_like(cells)
 
 
 @pytest.fixture
