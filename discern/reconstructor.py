@@ -17,6 +17,7 @@ from discern.data.processed import DISCERNData
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.experiment.folder import setup_exp
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source
@@ -245,10 +246,10 @@ class Reconstructor:
         losses = self.history.get("val_loss", [])
         with replacing(folder) as partial:
             partial.mkdir()
-            (partial / "parameters.json").write_text(json.dumps(given, indent=4))
+            ExperimentFolder(partial).parameters.write_text(json.dumps(given, indent=4))
             blocks = ({"X": block} for _, block in track_blocks(data.X, "writing cells"))
-            write_blocks(partial / "processed_data" / "concatenated_data.h5ad", data, blocks)
-            estimator.save(partial / "job", val_loss=losses[-1] if losses else None)
+            write_blocks(ExperimentFolder(partial).cells, data, blocks)
+            estimator.save(ExperimentFolder(partial).job, val_loss=losses[-1] if losses else None)
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstructor:
@@ -266,7 +267,7 @@ class Reconstructor:
         model = cls()
         model.parameters = experiment
         model.data = DISCERNData.from_folder(folder, experiment["training"]["batch_size"])
-        estimator.restore_model(folder / "job")
+        estimator.restore_model(ExperimentFolder(folder).job)
         estimator.prepare_projection(model.data)
         model.estimator = estimator
         return model

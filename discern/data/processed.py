@@ -30,6 +30,7 @@ from discern.data.structure import (
     whole_number,
 )
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover
 from discern.runtime.atomic import Scratch
 from discern.runtime.foreign import reading, visible
@@ -158,11 +159,11 @@ class DISCERNData(ad.AnnData):
             MissingFileError: if the folder holds no processed data.
         """
         recover(Path(folder))
-        processed = Path(folder) / "processed_data" / "concatenated_data.h5ad"
+        processed = ExperimentFolder(Path(folder)).cells
         if not processed.exists():
             raise MissingFileError(f"{processed}: no such file; run `discern process` first")
         data = cls.read_h5ad(processed, batch_size=batch_size, cachefile=cachefile)
-        data._tfrecords = Path(folder) / "TF_records"
+        data._tfrecords = ExperimentFolder(Path(folder)).records
         return data
 
     @property

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from discern.errors import MissingFileError
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover
 from discern.runtime.text import from_cell
 
@@ -346,7 +347,7 @@ def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
         MissingFileError: If the experiment was not evaluated.
     """
     recover(Path(exp_folder))
-    folder = Path(exp_folder) / "evaluation"
+    folder = ExperimentFolder(Path(exp_folder)).evaluation
     for file, target in (("cells.csv", adata.obs), ("genes.csv", adata.var)):
         if not (folder / file).is_file():
             raise MissingFileError(f"{folder / file}: no such file; run `discern evaluate` first")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from discern.data.components import PrincipalComponents
 from discern.datasets import lung_cell_lines
+from discern.folder.layout import ExperimentFolder
 from discern.metrics.gene_agreement import GroupStatistics, agreement
 from discern.plots.figures import plot_means, plot_umaps, umap_coordinates
 from discern.runtime.atomic import refuse_link, replacing
@@ -39,7 +40,7 @@ def write_demo_inputs(output: Path) -> Path:
     parameters["exp_param"]["experiments_dir"] = str(output / "experiments")
     for experiment in parameters["experiments"].values():
         experiment["input_ds"]["raw_input"] = [str(output / file) for file in experiment["input_ds"]["raw_input"]]
-    file = output / "parameters.json"
+    file = ExperimentFolder(output).parameters
     with replacing(file) as partial:
         partial.write_text(json.dumps(parameters, indent=4))
     return file
@@ -93,7 +94,7 @@ def compare(experiment: Path, output: Path) -> str:
     from discern.data.processed import DISCERNData
 
     before = DISCERNData.from_folder(experiment, batch_size=192)
-    after = _read(experiment / "projected" / f"projected_to_average_batch_{REFERENCE}.h5ad")
+    after = _read(ExperimentFolder(experiment).projected / f"projected_to_average_batch_{REFERENCE}.h5ad")
     source = (before.obs["batch"] == SOURCE).to_numpy()
     lines = before.obs["celltype"].astype(str)
     real = GroupStatistics.of(before.X[~source], lines[~source])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from discern.config.fields import shown
 from discern.config.reading import load_parameters
 from discern.errors import InvalidInputError
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.runtime.atomic import replacing
 
@@ -43,7 +44,7 @@ def take_over_edits(parameters: Parameters) -> tuple[Parameters, dict[str, Excep
     """
     kept, failed = dict(parameters.experiments), {}
     for name in parameters.experiments:
-        copy = parameters.folder(name) / "parameters.json"
+        copy = ExperimentFolder(parameters.folder(name)).parameters
         if not copy.is_file() or (parameters.path.exists() and copy.samefile(parameters.path)):
             continue
         try:
@@ -56,7 +57,7 @@ def take_over_edits(parameters: Parameters) -> tuple[Parameters, dict[str, Excep
 
 def describe_edits(parameters: Parameters, name: str) -> str:
     """Say in one line what differs between the user's file and the folder's copy; an empty text if nothing does."""
-    copy = parameters.folder(name) / "parameters.json"
+    copy = ExperimentFolder(parameters.folder(name)).parameters
     if not copy.is_file() or copy.samefile(parameters.path):
         return ""
     try:
@@ -111,7 +112,7 @@ def _is_free(key: str) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any((folder / "job").glob("*.h5")) or any((folder / "job").glob("*.hdf5"))
+    return any(ExperimentFolder(folder).job.glob("*.h5")) or any(ExperimentFolder(folder).job.glob("*.hdf5"))
 
 
 def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from discern.evaluation.measurement import measure
 from discern.evaluation.selection import Comparison
+from discern.folder.layout import ExperimentFolder
 from discern.runtime import progress
 from discern.runtime.atomic import replacing
 from discern.runtime.text import cell
@@ -46,9 +47,10 @@ def evaluate(
     model, experiment = setup_exp(exp_folder)
     data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
     comparison = Comparison.choose(data.obs, reference, sources, label)
-    model.restore_model(exp_folder / "job")
+    model.restore_model(ExperimentFolder(exp_folder).job)
+    model.prepare_projection(data)
     evaluation = measure(model.trained, data, comparison, exp_folder.name)
-    with progress.phase("writing the report"), replacing(exp_folder / "evaluation") as folder:
+    with progress.phase("writing the report"), replacing(ExperimentFolder(exp_folder).evaluation) as folder:
         folder.mkdir()
         _write_table(evaluation.cell_table, folder / "cells.csv")
         _write_table(evaluation.gene_table, folder / "genes.csv")
@@ -57,7 +59,7 @@ def evaluate(
         )
         (folder / "report.html").write_text(render(evaluation), encoding="utf-8")
     names = ("report.html", "evaluation.json", "cells.csv", "genes.csv")
-    return [exp_folder / "evaluation" / name for name in names]
+    return [ExperimentFolder(exp_folder).evaluation / name for name in names]
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from discern.config.reading import load_parameters
 from discern.errors import MissingFileError
-from discern.folder.layout import UNFINISHED
+from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.folder.locks import recover
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     """
     exp_folder = Path(exp_folder)
     recover(exp_folder)
-    if not (exp_folder / "parameters.json").is_file():
+    if not ExperimentFolder(exp_folder).parameters.is_file():
         raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
-    (experiment,) = load_parameters(exp_folder / "parameters.json").experiments.values()
+    (experiment,) = load_parameters(ExperimentFolder(exp_folder).parameters).experiments.values()
     training = experiment.get("training", {})
 
     from discern.runtime.devices import start_tensorflow
@@ -59,7 +59,7 @@ def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) 
 
 def has_model(exp_folder: Path) -> bool:
     """Return whether the experiment has a model of a finished epoch."""
-    job = exp_folder / "job"
+    job = ExperimentFolder(exp_folder).job
     return job.is_dir() and any(
         path.suffix in (".h5", ".hdf5")
         for path in job.iterdir()

@@ -14,6 +14,7 @@ from discern.data.minibatches import number_of_epochs
 from discern.data.structure import check_format, whole_number
 from discern.errors import MissingFileError
 from discern.experiment.edits import describe_edits
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover, recover_all
 
 if TYPE_CHECKING:
@@ -61,18 +62,18 @@ def _experiments(path: Path) -> Iterator[tuple[Path, Path]]:
         return
     recover_all(path)
     folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
-    found = [folder for folder in folders if (folder / "parameters.json").is_file()]
+    found = [folder for folder in folders if ExperimentFolder(folder).parameters.is_file()]
     if not found:
         raise MissingFileError(
             f"{path}: no experiment: expected a folder that `discern process` made, or a parameter file"
         )
     for folder in found[:1] if found[0] == path else found:
-        yield folder, folder / "parameters.json"
+        yield folder, ExperimentFolder(folder).parameters
 
 
 def _described(folder: Path, file: Path) -> Iterator[str]:
     yield str(folder)
-    processed = folder / "processed_data" / "concatenated_data.h5ad"
+    processed = ExperimentFolder(folder).cells
     if not processed.is_file():
         yield _line("cells", "not processed yet")
         yield _line("next", f"discern process {file}")
@@ -82,12 +83,14 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
         check_format(uns)
         cells = list(_cells(obs, uns, len(read_elem(handle["var"]))))
     yield from cells
-    if (folder / "TF_records").is_dir():
+    if ExperimentFolder(folder).records.is_dir():
         yield _line("records", f"TF_records/, {readable_size(_disk(folder / 'TF_records'))}")
-    models = list(_models(folder / "job"))
+    models = list(_models(ExperimentFolder(folder).job))
     for model in models or ["not trained yet"]:
         yield _line("model", model)
-    for result in sorted(path for suffix in ("h5ad", "zarr") for path in (folder / "projected").glob(f"*.{suffix}")):
+    for result in sorted(
+        path for suffix in ("h5ad", "zarr") for path in ExperimentFolder(folder).projected.glob(f"*.{suffix}")
+    ):
         yield _line("projected", f"{result.name}, {readable_size(_disk(result))}")
     for name, words in {
         "evaluation/report.html": "evaluation",
@@ -189,7 +192,7 @@ def _ends(level: str, text: str) -> bool:
 def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
     parameters = load_parameters(file)
     training = parameters.experiments[_name_of(folder, parameters)]["training"]
-    epochs, wanted = _epochs(folder / "job"), number_of_epochs(training, obs)
+    epochs, wanted = _epochs(ExperimentFolder(folder).job), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
     if trained:

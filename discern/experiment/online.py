@@ -18,6 +18,7 @@ from discern.errors import InvalidInputError, MissingFileError
 from discern.experiment.folder import setup_exp
 from discern.experiment.runner import DISCERNRunner
 from discern.experiment.train import training_callbacks
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover
 from discern.model.estimator import DISCERN
 from discern.model.model_file import find_model
@@ -82,13 +83,13 @@ def online_training(
     """
     exp_folder = Path(exp_folder)
     recover(exp_folder)
-    if find_model(exp_folder / "job") is None:
+    if find_model(ExperimentFolder(exp_folder).job) is None:
         raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
     files = _listed(filename)
     with writing(exp_folder), contextlib.closing(Scratch("online", exp_folder)) as work:
         _prepare_new_state(exp_folder, files, freeze, fill_missing_genes, work.path)
         publish(work.path / "new", exp_folder)
-    return [exp_folder / "job" / "last_model.h5", exp_folder / "processed_data" / "concatenated_data.h5ad"]
+    return [ExperimentFolder(exp_folder).last_model, ExperimentFolder(exp_folder).cells]
 
 
 def _listed(
@@ -116,10 +117,10 @@ def _prepare_new_state(
 ) -> None:
     """Make all that will be in the experiment's folder in `work/new`."""
     trained, experiment = setup_exp(exp_folder)
-    trained.restore_model(exp_folder / "job")
+    trained.restore_model(ExperimentFolder(exp_folder).job)
     cells = _add_cells(exp_folder, files, fill_missing_genes, trained, experiment, work)
     _train(trained, experiment, cells, freeze, work / "new")
-    shutil.copytree(exp_folder / "job", work / "new" / "backup")
+    shutil.copytree(ExperimentFolder(exp_folder).job, ExperimentFolder(work / "new").backup)
 
 
 def _add_cells(
@@ -136,11 +137,11 @@ def _add_cells(
     trained.prepare_projection(reference)
     recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
     cells = DISCERNData(recipe.sc_raw, batch_size, cachefile=work)
-    processed = work / "new" / "processed_data" / "concatenated_data.h5ad"
+    processed = ExperimentFolder(work / "new").cells
     save_data(processed, cells, reference)
-    if (exp_folder / "TF_records").is_dir():
+    if ExperimentFolder(exp_folder).records.is_dir():
         both = DISCERNData.read_h5ad(processed, batch_size)
-        write_records(both, work / "new" / "TF_records", seed=experiment["input_ds"]["split"]["split_seed"])
+        write_records(both, ExperimentFolder(work / "new").records, seed=experiment["input_ds"]["split"]["split_seed"])
     return cells
 
 
@@ -163,7 +164,12 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
         ", ".join(sorted(cells.obs["batch"].unique())),
         ", the rest of the model is frozen" if freeze else "",
     )
-    model.training(cells, callbacks=callbacks, savepath=folder / "job", max_steps=number_of_epochs(training, cells.obs))
+    model.training(
+        cells,
+        callbacks=callbacks,
+        savepath=ExperimentFolder(folder).job,
+        max_steps=number_of_epochs(training, cells.obs),
+    )
 
 
 def _why_frozen(trained: DISCERN, model: DISCERN) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from discern.config.reading import load_search
 from discern.errors import InvalidInputError, MissingFileError
-from discern.folder.layout import is_output
+from discern.folder.layout import ExperimentFolder, is_output
 from discern.folder.locks import locked, recover
 from discern.runtime import logs
 from discern.runtime.atomic import replacing
@@ -141,11 +141,14 @@ def make_experiment(
         place = folder.resolve()
         with replacing(place) as partial:
             partial.mkdir()
-            (partial / "parameters.json").write_text(json.dumps(given, indent=4))
+            ExperimentFolder(partial).parameters.write_text(json.dumps(given, indent=4))
             if "hyperparameter_search" in experiment:
                 shutil.copyfile(experiment["hyperparameter_search"], partial / "hyperparameter_search.json")
             if copy_original:
-                _copy_all([Path(path) for path in experiment["input_ds"]["raw_input"]], partial / "original_data")
+                _copy_all(
+                    [Path(path) for path in experiment["input_ds"]["raw_input"]],
+                    ExperimentFolder(partial).original_data,
+                )
             read_process_serialize(partial, with_tfrecords=with_tfrecords)
             _keep_other_files(place, partial)
     return folder

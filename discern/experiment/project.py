@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.errors import MissingFileError
 from discern.experiment.folder import has_model, load_experiment, setup_exp
+from discern.folder.layout import ExperimentFolder
 from discern.model.targets import RESULTS, OutputFormat
 
 if TYPE_CHECKING:
@@ -54,6 +55,6 @@ def run_projection(
     check = CheckMetaData(data.obs)
     for target in targets:
         check.check(target)
-    model.restore_model(exp_folder / "job")
-    folder = exp_folder / "projected"
+    model.restore_model(ExperimentFolder(exp_folder).job)
+    folder = ExperimentFolder(exp_folder).projected
     return model.project_to_metadata(data, list(dict.fromkeys(targets)), folder, store_sigmas, layers, dtype, suffix)

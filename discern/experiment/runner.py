@@ -13,6 +13,7 @@ from discern.config.reading import Parameters, load_parameters
 from discern.errors import MissingFileError, UnknownNameError, UserError, nearest
 from discern.experiment.project import run_projection
 from discern.experiment.train import run_train
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked, recover
 from discern.runtime import logs
 from discern.runtime.processes import as_child, end_children, run_in_child
@@ -183,7 +184,7 @@ def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Return the parameters of processed experiments."""
     found = {}
     for name, folder in folders.items():
-        file = folder / "parameters.json"
+        file = ExperimentFolder(folder).parameters
         if not file.is_file():
             raise MissingFileError(f"{folder} holds no processed experiment: run `discern process` first")
         (found[name],) = load_parameters(file).experiments.values()

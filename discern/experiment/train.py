@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from discern.data.minibatches import number_of_epochs
 from discern.experiment.folder import has_model, load_experiment, setup_exp
+from discern.folder.layout import ExperimentFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Pa
     training = experiment["training"]
     data = load_experiment(exp_folder, input_path, training["batch_size"])
     epochs = number_of_epochs(training, data.obs)
-    job = exp_folder / "job"
+    job = ExperimentFolder(exp_folder).job
 
     from discern.model.checkpoint import find_unfinished
 

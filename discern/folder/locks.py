@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from discern.errors import InUseError, InvalidInputError, OutputError
-from discern.folder.layout import OUTPUTS, is_output
+from discern.folder.layout import OUTPUTS, ExperimentFolder, is_output
 from discern.runtime.atomic import (
     READY,
     finish_publishing,
@@ -120,11 +120,11 @@ def recover(experiment: Path) -> None:
 
 def recover_all(folder: Path) -> None:
     """Do what `recover` does, for an experiment or for all experiments in a folder."""
-    if not folder.is_dir() or (folder / "parameters.json").exists():
+    if not folder.is_dir() or ExperimentFolder(folder).parameters.exists():
         recover(folder)
         return
     beside = [path for _, path in unfinished_replacements(folder) if not is_output(path.name)]
-    within = [entry for entry in sorted(folder.iterdir()) if (entry / "parameters.json").is_file()]
+    within = [entry for entry in sorted(folder.iterdir()) if ExperimentFolder(entry).parameters.is_file()]
     for experiment in (*beside, *within):
         recover(experiment)
 

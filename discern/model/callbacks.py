@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from discern.folder.layout import UNFINISHED
+from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.model.checkpoint import Begun, save, save_unfinished
 from discern.model.model_file import is_model_file
 from discern.model.visualisation import VisualisationCallback
@@ -274,7 +274,7 @@ def create_callbacks(
         >>> [type(c).__name__ for c in create_callbacks({"patience": 3}, Path("experiment"))]
         ['TerminateOnNaN', 'TensorBoard', 'TrainingProgress', 'DelayedEarlyStopping']
     """
-    job = exp_folder / "job"
+    job = ExperimentFolder(exp_folder).job
     callbacks: list[keras.callbacks.Callback] = [
         keras.callbacks.TerminateOnNaN(),
         TensorBoard(log_dir=str(job), write_graph=False, profile_batch=profile_batch),

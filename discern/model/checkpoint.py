@@ -21,11 +21,10 @@ from discern.data.scaling import parse_mean_var
 from discern.data.structure import check_finite, check_format, number, whole_number
 from discern.errors import InvalidInputError, MissingFileError
 from discern.folder import layout
+from discern.folder.layout import ExperimentFolder
 from discern.model.legacy import original_arrays, read_original
 from discern.model.model_file import (
-    BEST,
     FORMAT_VERSION,
-    LAST,
     ModelFile,
     find_model,
     is_model_file,
@@ -131,7 +130,7 @@ def save(trained: TrainedNetwork, directory: Path, val_loss: float | None = None
         val_loss: Its validation loss.
     """
     single = is_model_file(directory)
-    save_model(trained, directory if single else directory / LAST, val_loss)
+    save_model(trained, directory if single else directory / layout.LAST, val_loss)
     if not single:
         keep_best(directory)
 
@@ -151,7 +150,7 @@ def save_unfinished(trained: TrainedNetwork, directory: Path, epoch: int, step: 
 
 def keep_best(directory: Path) -> None:
     """Make the last model of a `job` folder its best one too, if it has a validation loss and none was lower."""
-    last, best = Path(directory) / LAST, Path(directory) / BEST
+    last, best = Path(directory) / layout.LAST, Path(directory) / layout.BEST
     if _val_loss(last) < _val_loss(best):
         with atomic.replacing(best) as partial:
             try:  # the file of the last model is never written to again, only replaced
@@ -326,7 +325,7 @@ def beside_model(directory: Path) -> tuple[tuple[np.ndarray, np.ndarray], list[s
         None, with a warning, if there are no processed cells.
     """
     for folder in (directory, directory.parent):
-        processed = folder / "processed_data" / "concatenated_data.h5ad"
+        processed = ExperimentFolder(folder).cells
         if processed.is_file():
             break
     else:

@@ -382,7 +382,7 @@ class DISCERN:
             MissingFileError: If there is no model.
             InvalidInputError: If a file is damaged or does not fit the parameters.
         """
-        if (Path(directory) / model_file.LAST).is_file():
+        if (Path(directory) / layout.LAST).is_file():
             checkpoint.keep_best(directory)  # what an interruption after an epoch may have left undone
         begun = checkpoint.find_unfinished(directory)
         if begun is None:
@@ -406,7 +406,7 @@ class DISCERN:
         path = model_file.find_model(Path(directory))
         if path is None:
             raise MissingFileError(
-                f"{directory}: there is no trained model ({model_file.LAST}); train the experiment first"
+                f"{directory}: there is no trained model ({layout.LAST}); train the experiment first"
             )
         self._restore(path)
         if self.trained.scaling is None and (found := checkpoint.beside_model(Path(directory))):

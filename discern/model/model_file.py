@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from discern.data.containers import open_hdf5
 from discern.data.structure import number
 from discern.errors import InvalidInputError, MissingFileError
+from discern.folder import layout
+from discern.folder.layout import ExperimentFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 
 FORMAT_VERSION = 2
-LAST = "last_model.h5"
-BEST = "best_model.h5"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def find_model(directory: Path) -> Path | None:
     Args:
         directory: The experiment's folder, or the `job` folder in it.
     """
-    for folder in (Path(directory), Path(directory) / "job"):
-        for name in (LAST, BEST, "best_model.hdf5"):
+    for folder in (Path(directory), ExperimentFolder(Path(directory)).job):
+        for name in (layout.LAST, layout.BEST, "best_model.hdf5"):
             if (folder / name).is_file():
                 return folder / name
         others = [path for pattern in ("*.hdf5", "*.h5") for path in folder.glob(pattern) if path.name[0] != "."]
@@ -84,8 +84,8 @@ def parameters_file(model_file: Path) -> Path:
         MissingFileError: If there is none.
     """
     for folder in (model_file.parent.parent, model_file.parent):
-        if (folder / "parameters.json").is_file():
-            return folder / "parameters.json"
+        if ExperimentFolder(folder).parameters.is_file():
+            return ExperimentFolder(folder).parameters
     raise MissingFileError(
         f"{model_file.parent.parent / 'parameters.json'}: not found; it describes the network in {model_file.name}"
     )

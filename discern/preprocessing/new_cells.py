@@ -16,6 +16,7 @@ from discern.config.reading import load_parameters
 from discern.data.chunks import is_lazy, iter_blocks
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError
+from discern.folder.layout import ExperimentFolder
 from discern.inputs.gene_matching import match
 from discern.inputs.merging import BatchColumn, batch_key, sources
 from discern.preprocessing.recipe import WAERecipe
@@ -85,7 +86,7 @@ class OnlineWAERecipe(WAERecipe):
             input_files: the new cells; by default `input_ds.raw_input` of the parameters.
             fill_missing_genes: see `OnlineWAERecipe`.
         """
-        (experiment,) = load_parameters(Path(job_dir) / "parameters.json").experiments.values()
+        (experiment,) = load_parameters(ExperimentFolder(Path(job_dir)).parameters).experiments.values()
         reference = DISCERNData.from_folder(job_dir, batch_size=1)
         return cls(reference, experiment, input_files=input_files, fill_missing_genes=fill_missing_genes)
 

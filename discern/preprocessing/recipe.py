@@ -25,6 +25,7 @@ from discern.data.processed import FORMAT, DISCERNData
 from discern.data.records import write_records
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError
+from discern.folder.layout import ExperimentFolder
 from discern.inputs import raw_counts
 from discern.inputs.gene_names import only_genes
 from discern.inputs.merging import BatchColumn, Source, batch_key, merge_data_sets, sources
@@ -121,7 +122,7 @@ class WAERecipe:
             job_dir: folder of the experiment, with `parameters.json`; raw paths in it are relative to the current
                 folder.
         """
-        (experiment,) = load_parameters(Path(job_dir) / "parameters.json").experiments.values()
+        (experiment,) = load_parameters(ExperimentFolder(Path(job_dir)).parameters).experiments.values()
         wanted = experiment["input_ds"].get("n_cpus_preprocessing")
         return cls(experiment, n_jobs=clamp_cpus(wanted, "n_cpus_preprocessing"))
 
@@ -442,10 +443,10 @@ class WAERecipe:
                 "the cells are not logged: call the recipe, or scanpy.pp.log1p(sc_raw), before they are trained on",
                 stacklevel=2,
             )
-        adata, file = self.sc_raw, Path(job_dir) / "parameters.json"
+        adata, file = self.sc_raw, ExperimentFolder(Path(job_dir)).parameters
         parameters = self._parameters_for(file)
         blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))
-        write_blocks(Path(job_dir) / "processed_data" / "concatenated_data.h5ad", adata, blocks)
+        write_blocks(ExperimentFolder(Path(job_dir)).cells, adata, blocks)
         if parameters is not None:
             with replacing(file) as partial:
                 partial.write_text(json.dumps(parameters, indent=4) + "\n")
@@ -482,7 +483,7 @@ def read_process_serialize(job_path: str | Path, with_tfrecords: bool = True) ->
     recipe = WAERecipe.from_path(job_path)()
     recipe.dump(job_path)
     if with_tfrecords:
-        recipe.dump_tf_records(Path(job_path) / "TF_records")
+        recipe.dump_tf_records(ExperimentFolder(Path(job_path)).records)
 
 
 def _read_all(wanted: Mapping[str, Source]) -> dict[str, ad.AnnData]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern.errors import InvalidInputError
+from discern.folder.layout import ExperimentFolder
 from discern.runtime.atomic import replacing
 from discern.runtime.text import cell
 from discern.search.space import with_values
@@ -153,7 +154,7 @@ def _write_best(folder: Path, experiment: dict[str, Any], experiments_dir: Path)
         for part in ("processed_data", "TF_records"):
             if (folder / part).is_dir():
                 shutil.copytree(folder / part, partial / part, copy_function=_link)
-        (partial / "parameters.json").write_text(json.dumps(experiment, indent=4) + "\n")
+        ExperimentFolder(partial).parameters.write_text(json.dumps(experiment, indent=4) + "\n")
     path = folder / "best_parameters.json"
     _write_json(path, {"exp_param": {"experiments_dir": str(experiments_dir)}, "experiments": {name: experiment}})
     return path

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from discern.config.reading import canonical_experiment, load_search
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
+from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked, recover
 from discern.runtime.atomic import replacing
 from discern.runtime.ray_cluster import connected
@@ -74,7 +75,7 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
 def _optimize(parameters: Parameters, name: str, resume: bool) -> Path:
     folder = parameters.folder(name)
     recover(folder)
-    if not (folder / "processed_data" / "concatenated_data.h5ad").is_file():
+    if not ExperimentFolder(folder).cells.is_file():
         raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
     if not parameters.experiments[name]["input_ds"]["split"]["valid_cells"]:
         raise InvalidInputError(

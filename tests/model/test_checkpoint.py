@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from discern.errors import InvalidInputError, MissingFileError
+from discern.folder import layout
 from discern.model import checkpoint, model_file
 from discern.model.estimator import DISCERN
 from discern.model.trained import TrainedNetwork
@@ -124,7 +125,7 @@ def test_slow_weights_start_from_loaded_ones(tmp_path: Path) -> None:
 def test_best_model_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     model = make_model()
     for epoch, loss in enumerate([5.0, 3.0, 4.0, None, float("nan")], start=1):
-        checkpoint.save_model(TrainedNetwork(model, epoch=epoch), tmp_path / model_file.LAST, loss)
+        checkpoint.save_model(TrainedNetwork(model, epoch=epoch), tmp_path / layout.LAST, loss)
         checkpoint.keep_best(tmp_path)
     assert checkpoint.read_model_file(tmp_path / "last_model.h5").epoch == 5
     assert checkpoint.read_model_file(tmp_path / "best_model.h5").epoch == 2
