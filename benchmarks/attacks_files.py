@@ -677,9 +677,8 @@ def raw_attacks(paths: dict[str, Path], lazy: bool = False) -> Iterator[Attack]:
 def _without_memory(call: Callable[[], int]) -> Callable[[], int]:
     def lazily() -> int:
         from discern.data import chunks
-        from discern.preprocessing import recipe
 
-        chunks.memory_budget = recipe.memory_budget = lambda: 0
+        chunks.memory_budget = lambda: 0
         chunks._BLOCK_ENTRIES = GENES * 16
         return call()
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from discern.config.reading import canonical_experiment, load_parameters
-from discern.data.chunks import memory_budget, track_blocks
+from discern.data import chunks
+from discern.data.chunks import track_blocks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.experiment.info import readable_size
 from discern.inputs import gene_matching, raw_counts
@@ -308,7 +309,7 @@ def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
     hidden = sum(a * b for a, b in itertools.pairwise(layers)) * 2
     weights = 3 * genes * layers[0] + hidden
     cells = found.n_values * 8
-    streamed = cells > memory_budget()
+    streamed = cells > chunks.memory_budget()
     training = 16 * weights + experiment["training"]["batch_size"] * genes * 4 * 12
     output = found.n_cells * genes * 8
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

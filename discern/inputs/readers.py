@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discern.data.chunks import estimate_csr_nbytes, is_lazy, memory_budget
+from discern.data import chunks
+from discern.data.chunks import estimate_csr_nbytes, is_lazy
 from discern.errors import InvalidInputError
 from discern.inputs import raw_counts
 from discern.inputs.gene_names import check_names, only_genes
@@ -96,7 +97,7 @@ def read_raw_inputs(
         InvalidInputError: if genes would be matched by their place, for want of names.
     """
     paths = list(map(str, files))
-    left = memory_budget() if budget is None else budget
+    left = chunks.memory_budget() if budget is None else budget
     layers = layers or {}
     found: dict[str, ad.AnnData] = {}
     genes: Collection[str] = ()

@@ -695,7 +695,6 @@ def test_twice_in_a_row(ours: Path, trained: Path, raw: dict[str, ad.AnnData], t
 
 def test_data_that_does_not_fit_into_memory(ours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
-    monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
     assert is_lazy(DISCERNData.from_folder(ours, 8).X)
     online_training(ours, trained / "new.h5ad", freeze=False)
     monkeypatch.undo()
