@@ -30,7 +30,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from discern.config.reading import canonical_experiment
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.datasets import lung_cell_lines
 from discern.metrics.gene_agreement import GroupStatistics, agreement

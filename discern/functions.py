@@ -2,7 +2,7 @@
 
 from discern.config.allowlist import get_function_by_name, getmembers
 from discern.data.annotation import prepare_train_valid
-from discern.data.minibatches import cells_of_step, number_of_epochs
+from discern.data.epochs import cells_of_step, number_of_epochs
 from discern.data.scaling import (
     is_standardised,
     parse_mean_var,

@@ -12,7 +12,7 @@ from discern.config.reading import canonical_experiment
 from discern.config.schema import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
 from discern.data.annotation import CheckMetaData
 from discern.data.chunks import track_blocks
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest

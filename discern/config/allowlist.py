@@ -261,7 +261,7 @@ def get_function_by_name(func_str: str) -> Any:
 
 
 def getmembers(name: str) -> dict[str, type]:
-    """Return the classes that an imported module defines itself, by name.
+    """Return the classes that an imported module defines or publishes, by name.
 
     Args:
         name: name of the module, usually its `__name__`.
@@ -275,8 +275,9 @@ def getmembers(name: str) -> dict[str, type]:
     """
     if name not in sys.modules:
         raise UnknownNameError(f"expected the name of an imported module, got {name!r}")
+    published = getattr(sys.modules[name], "__all__", ())
     return {
         label: member
         for label, member in inspect.getmembers(sys.modules[name], inspect.isclass)
-        if member.__module__ == name
+        if member.__module__ == name or label in published
     }

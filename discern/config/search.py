@@ -16,7 +16,7 @@ from discern.errors import nearest
 # --- the search file -------------------------------------------------------------------------------------------------
 
 
-# What a trial reports (see `discern.search_trial.Trial`), and what Ray adds.
+# What a trial reports (see `discern.search.trial.Trial`), and what Ray adds.
 _FIGURES = ("loss", "val_loss", "mmd", "auc", "mmd_autoencoded", "auc_autoencoded")
 _STATES = ("epochs", "early_stopped", "reached_max_step", "diverged", "training_iteration", "time_total_s")
 

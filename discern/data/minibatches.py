@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from discern.data.record_format import CELLS_PER_SHARD, gene_dtype
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from scipy import sparse
 
 
@@ -218,45 +218,3 @@ def from_memory(
         dataset = dataset.shuffle(len(cells), seed=seed)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     return batches.map(dataset, batch, seed)
-
-
-def cells_of_step(obs: pd.DataFrame, batch_size: int) -> int:
-    """Return how many cells a training step has: never more than there are validation cells.
-
-    Without any validation cells, which make small data sets smaller, never more than a tenth of the training cells.
-    """
-    if "split" not in obs:
-        return batch_size
-    training, validation = (int((obs["split"] == name).sum()) for name in ("train", "valid"))
-    if validation:
-        return min(batch_size, validation)
-    return min(batch_size, max(2, training // 10)) if training else batch_size
-
-
-def number_of_epochs(training: Mapping[str, Any], obs: pd.DataFrame) -> int:
-    """Return after how many epochs a training ends: `max_steps`, or fewer if `max_updates` says so.
-
-    Args:
-        training: `training` of an EXPERIMENT.
-        obs: of the cells, with `split`.
-
-    Example:
-        >>> import pandas as pd
-        >>> obs = pd.DataFrame({"split": ["train"] * 1000})
-        >>> number_of_epochs({"batch_size": 50, "max_steps": 75, "max_updates": 110}, obs)
-        6
-        >>> number_of_epochs({"batch_size": 50, "max_steps": 75}, obs)
-        75
-    """
-    if training.get("max_updates") is None:
-        return training["max_steps"]
-    steps = max(1, int((obs["split"] == "train").sum()) // cells_of_step(obs, training["batch_size"]))
-    return min(training["max_steps"], -(-training["max_updates"] // steps))
-
-
-CELLS_PER_SHARD = 4096
-
-
-def gene_dtype(n_genes: int) -> np.dtype:
-    """Return the type of the numbers of genes in a record."""
-    return np.dtype("<u2" if n_genes <= 2**16 else "<i4")

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import sparse
 
 from discern.data.chunks import Matrix, as_csr, in_gene_order, is_lazy, iter_blocks, read_cells
-from discern.data.minibatches import cells_of_step
+from discern.data.epochs import cells_of_step
 from discern.data.records import SPLITS, current_records, serialise, write_records
 from discern.data.scaling import parse_mean_var
 from discern.data.structure import (

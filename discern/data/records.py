@@ -32,7 +32,7 @@ import numpy as np
 
 from discern.data.annotation import prepare_train_valid
 from discern.data.chunks import in_gene_order, track_blocks
-from discern.data.minibatches import CELLS_PER_SHARD, gene_dtype
+from discern.data.record_format import CELLS_PER_SHARD, gene_dtype
 from discern.data.scaling import parse_mean_var
 from discern.errors import InvalidInputError, MissingFileError
 from discern.runtime.atomic import replacing

@@ -10,7 +10,7 @@ from anndata.io import read_elem
 
 from discern.config.reading import load_parameters
 from discern.data.containers import open_hdf5
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.data.structure import check_format, whole_number
 from discern.errors import MissingFileError
 from discern.experiment.edits import describe_edits

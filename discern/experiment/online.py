@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.records import write_records
 from discern.errors import InvalidInputError, MissingFileError

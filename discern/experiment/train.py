@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.experiment.folder import has_model, load_experiment, setup_exp
 from discern.folder.layout import ExperimentFolder
 

@@ -201,6 +201,17 @@ class DISCERN:
         return None if known is None else list(known)
 
     @property
+    def genes(self) -> list[str] | None:
+        """Names of the genes; None if that is not known."""
+        known = None if self._trained is None else self._trained.genes
+        return None if known is None else list(known)
+
+    @property
+    def scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and standard deviation of each gene, (n_genes,) each; None if that is not known."""
+        return None if self._trained is None else self._trained.scaling
+
+    @property
     def encoder(self) -> keras.Model:
         """The encoder: standardised expression and one-hot batch labels -> latent code and log standard deviation.
 

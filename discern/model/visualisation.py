@@ -133,7 +133,7 @@ class VisualisationCallback(keras.callbacks.Callback):
         if self._scratch is None:
             self._scratch = Scratch("drawing", self.outdir)
         cells = self._scratch.path / "cells.h5ad"
-        # h5ad files take no slash in a name; discern.draw turns the names back
+        # h5ad files take no slash in a name; the worker turns the names back
         obsm = {quote(title, safe=""): values for title, values in self._representations().items()}
         obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
         with OutputFile(cells) as file:

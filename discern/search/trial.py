@@ -14,7 +14,7 @@ from ray import tune
 
 from discern.config.reading import canonical_experiment
 from discern.data.components import PrincipalComponents
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.errors import InvalidInputError, UserError
 from discern.metrics.two_sample import auc, mmd_loss
 from discern.search.space import with_values

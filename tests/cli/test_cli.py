@@ -86,13 +86,13 @@ class _Calls(list[dict[str, Any]]):
 def calls(monkeypatch: pytest.MonkeyPatch) -> _Calls:
     recorded = _Calls()
     monkeypatch.setattr("discern.experiment.process.process", recorded.worker("process"))
-    monkeypatch.setattr("discern.estimators.run_exp.DISCERNRunner", recorded.runner("DISCERNRunner"))
+    monkeypatch.setattr("discern.experiment.runner.DISCERNRunner", recorded.runner("DISCERNRunner"))
     monkeypatch.setattr("discern.search.tuner.optimize", recorded.worker("optimize"))
     online = types.SimpleNamespace(
         OnlineDISCERNRunner=recorded.runner("OnlineDISCERNRunner"),
         online_training=types.SimpleNamespace(__name__="online_training"),
     )
-    monkeypatch.setitem(sys.modules, "discern.online_learning", online)
+    monkeypatch.setitem(sys.modules, "discern.experiment.online", online)
     return recorded
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from discern.config.reading import canonical_experiment, load_parameters
-from discern.data.minibatches import number_of_epochs
+from discern.data.epochs import number_of_epochs
 from discern.errors import UserError
 
 CONDITIONAL = "conditionallayernorm"

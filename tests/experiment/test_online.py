@@ -743,13 +743,13 @@ class TestMistakes:
 
 STAGES = {
     "reading": "discern.inputs.readers.read_raw_input",
-    "writing cells": "discern.data.writers.write_blocks",
-    "writing records": "discern.online_learning.write_records",
-    "weights": "discern.online_learning.update_model",
-    "first checkpoint": "discern.estimators.batch_integration.DISCERN.save",
-    "end of training": "discern.estimators.callbacks.TrainingProgress.on_train_end",
-    "backup": "discern.online_learning.shutil.copytree",
-    "publishing": "discern.online_learning.publish",
+    "writing cells": "discern.preprocessing.appending.write_blocks",
+    "writing records": "discern.experiment.online.write_records",
+    "weights": "discern.experiment.online.update_model",
+    "first checkpoint": "discern.model.callbacks.save",
+    "end of training": "discern.model.callbacks.TrainingProgress.on_train_end",
+    "backup": "discern.experiment.online.shutil.copytree",
+    "publishing": "discern.experiment.online.publish",
 }
 
 
@@ -777,7 +777,7 @@ class TestInterruption:
         before = snapshot(ours)
         code = f"""
             import os, signal
-            from discern.estimators import callbacks
+            from discern.model import callbacks
             from discern.online_learning import online_training
             callbacks.Checkpoint.on_epoch_end = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
             online_training({str(ours)!r}, {str(trained / "new.h5ad")!r}, freeze=True)

@@ -66,7 +66,7 @@ class TestSetup:
         self, experiment: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[Any] = []
-        monkeypatch.setattr("discern.functions.start_tensorflow", lambda *arguments: asked.append(arguments))
+        monkeypatch.setattr("discern.runtime.devices.start_tensorflow", lambda *arguments: asked.append(arguments))
         change_training(experiment, parallel_pc=1, GPU=[3])
         setup_exp(experiment)
         assert asked == [(1, [3])]
@@ -82,7 +82,7 @@ class TestTrainingThatWasKilledWithinAnEpoch:
     @pytest.fixture
     def killed(self, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         """A function that trains until a step (from 0) of an epoch (from 0) and is killed then."""
-        monkeypatch.setattr("discern.estimators.callbacks.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr("discern.model.callbacks.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         self.steps: list[tuple[int, int]] = []
         self.averaged: list[float] = []
 

@@ -137,8 +137,8 @@ def test_a_second_command_is_refused(tmp_path: Path) -> None:
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys; from discern import files; "
-        "files.locked(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
+        "import os, pathlib, sys; from discern.folder import locks; "
+        "locks.locked(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
     )
     dead = subprocess.run([sys.executable, "-c", code, str(tmp_path / "experiment")], check=False)
     assert dead.returncode == 9
@@ -366,7 +366,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 from discern.errors import OutputError
-from discern.writing import write_blocks
+from discern.data.writers import write_blocks
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 cells = ad.AnnData(obs={"n": np.arange(3000)}, shape=(3000, 1000))

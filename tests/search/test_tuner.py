@@ -210,9 +210,9 @@ DRIVER = """
 import logging, sys, warnings
 sys.path.insert(0, {root!r})
 from pathlib import Path
-import discern.search_trial
+import discern.search.trial
 from discern.config import load_parameters
-from discern.hyperparameter_search import optimize
+from discern.search.tuner import optimize
 {patch}
 (result,) = optimize(load_parameters(Path(sys.argv[1])), resume="--resume" in sys.argv).values()
 if isinstance(result, Exception):
