@@ -10,6 +10,7 @@ than 2,000 characters. Prints each bad answer and the counts; exit code 1 if the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import random
@@ -269,7 +270,9 @@ def attack_runs(count: int, seed: int, folder: Path) -> tuple[int, list[str]]:
         except UserError:
             continue
         ran += 1
-        if wrong := verdict(lambda path=path: run_all(path)):
+        with contextlib.chdir(folder):  # a mutated experiments_dir may be relative
+            wrong = verdict(lambda path=path: run_all(path))
+        if wrong:
             bad.append(f"{done}: {wrong}")
     return ran, bad
 

@@ -51,13 +51,29 @@ cells = anndata.AnnData(counts, obs={{"batch": batch}})
 scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
 model = scvi.model.SCVI(cells, n_latent=30, n_layers=2)
 model.train(max_epochs=400, accelerator="cpu", enable_progress_bar=False)
-chosen = {{"indices": numpy.flatnonzero(batch == {SOURCE!r}), "transform_batch": [{REFERENCE!r}]}}
+chosen = {{"transform_batch": [str(file["reference"])]}}
 normalised = model.get_normalized_expression(library_size={LSN}, return_numpy=True, **chosen)
 mean = numpy.zeros(normalised.shape)
 for _ in range(25):
     draw = model.posterior_predictive_sample(**chosen).todense().reshape(mean.shape)
     mean += numpy.log1p(draw / numpy.maximum(draw.sum(axis=1, keepdims=True), 1) * {LSN}) / 25
-numpy.savez(sys.argv[2], normalised=numpy.log1p(normalised), draws=mean)
+latent = model.get_latent_representation()
+numpy.savez(sys.argv[2], normalised=numpy.log1p(normalised), draws=mean, latent=latent)
+"""
+_SYSVI = """
+import sys, anndata, numpy, scvi, torch
+file = numpy.load(sys.argv[1])
+batch, reference = file["batch"], str(file["reference"])
+scvi.settings.seed = int(sys.argv[3])
+cells = anndata.AnnData(file["values"].astype("float32"), obs={"batch": batch})
+scvi.external.SysVI.setup_anndata(cells, batch_key="batch")
+model = scvi.external.SysVI(cells)
+model.train(max_epochs=200, accelerator="cpu", enable_progress_bar=False)
+latent = model.get_latent_representation()
+labels = torch.full((len(latent), 1), sorted(set(batch)).index(reference))
+with torch.no_grad():
+    made = model.module.eval().generative(torch.as_tensor(latent), labels, cat_covs=[], compute_cycle=False)
+numpy.savez(sys.argv[2], decoded=numpy.maximum(made["px"].loc.numpy(), 0), latent=latent)
 """
 
 
@@ -88,10 +104,12 @@ def magic(cells: ad.AnnData, python: Path, seed: int) -> dict[str, tuple[npt.NDA
 def scvi(cells: ad.AnnData, python: Path, seed: int) -> dict[str, tuple[npt.NDArray, float]]:
     """Return name -> (Drop-seq cells as CEL-seq2, log-normalised; seconds)."""
     batch = cells.obs["batch"].to_numpy(dtype=str)
-    made, seconds = run(_SCVI, python, seed, values=sparse.csr_matrix(cells.X).toarray(), batch=batch)
+    counts = sparse.csr_matrix(cells.X).toarray()
+    made, seconds = run(_SCVI, python, seed, values=counts, batch=batch, reference=np.array(REFERENCE))
+    source = batch == SOURCE
     return {
-        "scVI, normalised expression": (made["normalised"], seconds),
-        "scVI, mean of 25 draws of counts": (made["draws"], seconds),
+        "scVI, normalised expression": (made["normalised"][source], seconds),
+        "scVI, mean of 25 draws of counts": (made["draws"][source], seconds),
     }
 
 

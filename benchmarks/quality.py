@@ -91,11 +91,11 @@ def shipped_cells() -> ad.AnnData:
     return cells[:, np.asarray((cells.X > 0).sum(axis=0)).ravel() >= 3].copy()
 
 
-def held_out(cells: ad.AnnData, seed: int) -> npt.NDArray:
-    """Return the half of the reference cells of every line that training must not see, as a mask over all cells."""
+def held_out(cells: ad.AnnData, seed: int, reference_batch: str = REFERENCE) -> npt.NDArray:
+    """Return the half of the reference cells of every type that training must not see, as a mask over all cells."""
     generator = np.random.default_rng(1000 + seed)
     mask = np.zeros(cells.n_obs, dtype=bool)
-    reference = np.flatnonzero(cells.obs["batch"] == REFERENCE)
+    reference = np.flatnonzero(cells.obs["batch"] == reference_batch)
     lines = cells.obs["celltype"].to_numpy()[reference]
     for line in np.unique(lines):
         those = reference[lines == line]
@@ -142,7 +142,9 @@ def merged(experiment: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
     return result
 
 
-def reconstruct(cells: ad.AnnData, experiment: dict[str, Any], seed: int) -> ad.AnnData:
+def reconstruct(
+    cells: ad.AnnData, experiment: dict[str, Any], seed: int, reference_batch: str = REFERENCE
+) -> ad.AnnData:
     """Process and train on all cells, and return them as cells of the reference, with their distance from it."""
     start = time.perf_counter()
     seeds = {"input_ds": {"split": {"split_seed": seed}}, "training": {"seed": seed}}
@@ -151,7 +153,7 @@ def reconstruct(cells: ad.AnnData, experiment: dict[str, Any], seed: int) -> ad.
     data = DISCERNData(recipe().sc_raw, parameters["training"]["batch_size"])
     model = DISCERN.from_json(parameters)
     model.training(data, max_steps=number_of_epochs(parameters["training"], data.obs))
-    result = model.reconstruct(data, "batch", REFERENCE)
+    result = model.reconstruct(data, "batch", reference_batch)
     result.uns["seconds"] = time.perf_counter() - start
     result.obs.index = result.obs.index.astype(str)
     return result

@@ -13,36 +13,47 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discern.data.processed import DISCERNData
+    from discern.metrics.differential import compare
     from discern.model.estimator import DISCERN
     from discern.preprocessing.recipe import WAERecipe
     from discern.reconstructor import Reconstructor, reconstruct
 
+# TensorFlow reads this when it is imported: without it, it tells every script about the instructions of the processor.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 __version__ = "2.0.0"
 
-__all__ = ["DISCERN", "DISCERNData", "Reconstructor", "WAERecipe", "__version__", "reconstruct"]
+__all__ = ["DISCERN", "DISCERNData", "Reconstructor", "WAERecipe", "__version__", "compare", "reconstruct"]
 
 _LAZY = {
     "DISCERN": "discern.estimators.batch_integration",
     "DISCERNData": "discern.io",
     "Reconstructor": "discern.reconstructor",
     "WAERecipe": "discern.preprocessing",
+    "compare": "discern.metrics.differential",
     "reconstruct": "discern.reconstructor",
 }
 
 
-_MODULES = ("estimators", "functions", "io", "mmd", "online_learning", "preprocessing")
+_MODULES = ("estimators", "functions", "io", "mmd", "online_learning", "pl", "preprocessing")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"discern.{name}")
+    module = _LAZY.get(name) or (f"discern.{name}" if name in _MODULES else None)
+    if module is not None:
+        from discern.runtime.logs import without_native_messages
+
+        with contextlib.nullcontext() if "tensorflow" in sys.modules else without_native_messages():
+            loaded = importlib.import_module(module)
+        return getattr(loaded, name) if name in _LAZY else loaded
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

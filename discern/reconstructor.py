@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+from anndata import AnnData
 
+from discern.config.presets import TEST_CELLS
 from discern.config.reading import canonical_experiment
 from discern.config.schema import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
 from discern.data.annotation import CheckMetaData
@@ -20,9 +22,11 @@ from discern.experiment.folder import setup_exp
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.inputs import raw_counts
-from discern.inputs.merging import Source
+from discern.inputs.merging import Source, listed
+from discern.model import history
 from discern.model.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.model.estimator import DISCERN
+from discern.model.trust import check_enough_held_out
 from discern.preprocessing.recipe import WAERecipe
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import clamp_cpus, start_tensorflow
@@ -50,6 +54,16 @@ _PUBLISHED_DETECTION: dict[str, Any] = {
     "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
     "weighting_decoder_dropout": 10000,
 }
+_NAMES_HERE = {
+    **dict.fromkeys(("epochs", "n_epochs", "max_epochs", "num_epochs"), "max_steps"),
+    **dict.fromkeys(("n_latent", "latent", "n_dimensions"), "latent_dim"),
+    **dict.fromkeys(("lr", "learning_rate"), 'optimizer={"learning_rate": ...}'),
+    **dict.fromkeys(("hidden", "n_hidden", "hidden_layers", "n_layers"), "layers=[...]"),
+    **dict.fromkeys(("random_state", "random_seed"), "seed"),
+    **dict.fromkeys(("batch", "batch_column", "label_batch"), "batch_key"),
+    **dict.fromkeys(("gpu", "gpus", "use_gpu"), "GPU=[0]"),
+}
+"""Names that other programs give to parameters."""
 _IN_MEMORY = "cells_in_memory"
 
 
@@ -61,6 +75,7 @@ def reconstruct(
     layer: str | None = None,
     seed: int | None = None,
     preset: str | None = "auto",
+    intervals: bool = False,
     **parameters: Any,
 ) -> ad.AnnData:
     """Reconstruct all cells as if they had been measured like those of one batch.
@@ -76,8 +91,12 @@ def reconstruct(
             another matrix does ("X" takes X all the same).
         seed: Of initial weights, noise in training and sampling; by default that of the parameters, or 0.
         preset: What parameters have that are not given: "auto" for what did best on held-out cells of real data, as in
-            the files of `discern init`; None for the published parameters. For those of a file that has no preset,
-            `reconstruct(cells, **experiment)`, give None as well.
+            the files of `discern init`, which also set a tenth of each batch aside for `discern evaluate`
+            (`test_cells=0` trains on all cells); None for the published parameters. For those of a file that has no
+            preset, `reconstruct(cells, **experiment)`, give None as well.
+        intervals: Whether `layers["estimated_low"]` and `["estimated_high"]` are added: where nine in ten new
+            measurements of the cell by the reference's technology lie. They are learnt from reference cells that are
+            held out; give `test_cells=0.2`, say.
         **parameters: Parameters of parameters.json under the names that they have there, e.g. `max_steps=100`,
             `min_genes=200`, `encoder={"layers": [256, 128, 64]}`, or whole sections (`training={...}`). Without a
             preset, `LSN`, `fixed_scaling`, `crossentropy` and `weighting_decoder_dropout`, whose absence in a file
@@ -90,7 +109,9 @@ def reconstruct(
         log-normalised, `log1p(counts / total * LSN)`. `layers["estimated_dropouts"]` is the probability that the gene
         is detected, `obsm["X_DISCERN"]` the latent code, obs `batch` the batch (a column `batch` that says something
         else becomes `batch_original`), and obs `discern_distance` how far a cell is from the reference's cells in
-        latent space, see `discern.metrics.latent_space.add_distance`.
+        latent space, `discern_beyond` whether that is farther than a line, see
+        `discern.metrics.latent_space.add_distance`. var
+        `discern_trust` says how far to believe a gene, see `discern.model.trust.gene_trust`.
 
     Raises:
         UnknownNameError: If a parameter, layer or obs column does not exist.
@@ -111,8 +132,10 @@ def reconstruct(
     model = Reconstructor(seed=seed, preset=preset, **parameters)
     data = model._process(adata, batch_key, layer)
     CheckMetaData(data.obs).check(("batch", reference))
+    if intervals:
+        check_enough_held_out(data.obs, reference)
     model._train(data)
-    return model.project(reference)
+    return model.project(reference, intervals=intervals)
 
 
 class Reconstructor:
@@ -127,7 +150,7 @@ class Reconstructor:
         parameters: All parameters, as one EXPERIMENT of parameters.json with the defaults filled in.
         data: The processed cells, log-normalised; None before `fit`.
         estimator: The network; None before `fit`.
-        history: The losses of each epoch of `fit`, e.g. `history["loss"]`.
+        history: The losses after each epoch, e.g. `history["loss"]`; `save` keeps them, and `load` reads them.
 
     Raises:
         UnknownNameError: If there is no such parameter.
@@ -148,6 +171,8 @@ class Reconstructor:
             parameters = _PUBLISHED_SCALE | parameters
         if preset is None and "model" not in parameters:
             parameters = _PUBLISHED_DETECTION | parameters
+        if preset is not None and not {"input_ds", "split", "test_cells"} & set(parameters):
+            parameters["test_cells"] = TEST_CELLS
         parameters["preset"] = preset
         experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
         experiment.setdefault("training", {}).setdefault("seed", 0)
@@ -155,6 +180,15 @@ class Reconstructor:
         self.data: DISCERNData | None = None
         self.estimator: DISCERN | None = None
         self.history: dict[str, list[float]] = {}
+
+    def __repr__(self) -> str:
+        if self.estimator is None or self.data is None:
+            return f"<Reconstructor: preset {self.parameters.get('preset')}, not trained>"
+        batches = listed(list(map(str, self.data.obs["batch"].cat.categories)))
+        return (
+            f"<Reconstructor: {self.data.n_obs:,} cells x {self.data.n_vars:,} genes, batches {batches}, trained for "
+            f"{self.estimator.start_step} epochs>"
+        )
 
     def fit(self, adata: ad.AnnData, batch_key: str = "batch", layer: str | None = None) -> Reconstructor:
         """Preprocess cells and train on them, from fresh weights.
@@ -191,15 +225,22 @@ class Reconstructor:
         if training.get("early_stopping"):
             callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
         estimator = DISCERN.from_json(self.parameters)
-        history = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
-        self.data, self.estimator, self.history = data, estimator, history.history
+        metrics = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
+        self.data, self.estimator, self.history = data, estimator, metrics.history
 
     def _fitted(self) -> tuple[DISCERN, DISCERNData]:
         if self.estimator is None or self.data is None:
             raise InvalidInputError("there is no trained model yet: call fit or load first")
         return self.estimator, self.data
 
-    def project(self, reference: str | None = None, *, column: str = "batch", store_sigmas: bool = False) -> ad.AnnData:
+    def project(
+        self,
+        reference: str | None = None,
+        *,
+        column: str = "batch",
+        store_sigmas: bool = False,
+        intervals: bool = False,
+    ) -> ad.AnnData:
         """Decode the cells as if they had been measured otherwise, in memory.
 
         The same as `discern project --metadata COLUMN:REFERENCE`, and the layer `measured`. All matrices are dense,
@@ -210,6 +251,7 @@ class Reconstructor:
                 label of each cell's own group in `column` (for `batch`, of all cells); None for each cell's own batch.
             column: obs column of `reference`.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added, the log standard deviation of the latent codes.
+            intervals: Whether intervals are added, see `reconstruct`; `column` must be `batch` then.
 
         Returns:
             See `reconstruct`.
@@ -219,7 +261,7 @@ class Reconstructor:
             InvalidInputError: If it has no such value, or there is no trained model.
         """
         estimator, data = self._fitted()
-        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas)
+        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas, intervals)
 
     def save(self, folder: str | Path) -> Path:
         """Write parameters, processed cells and model as an experiment, on which all commands work.
@@ -250,6 +292,8 @@ class Reconstructor:
             blocks = ({"X": block} for _, block in track_blocks(data.X, "writing cells"))
             write_blocks(ExperimentFolder(partial).cells, data, blocks)
             estimator.save(ExperimentFolder(partial).job, val_loss=losses[-1] if losses else None)
+            if self.history:
+                history.write(ExperimentFolder(partial).job, self.history)
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstructor:
@@ -270,6 +314,7 @@ class Reconstructor:
         estimator.restore_model(ExperimentFolder(folder).job)
         estimator.prepare_projection(model.data)
         model.estimator = estimator
+        model.history = history.read(ExperimentFolder(folder).job)
         return model
 
 
@@ -283,7 +328,8 @@ def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
     experiment: dict[str, Any] = {}
     for name in sorted(parameters, key=lambda name: len(_PLACES.get(name, ()))):
         if name not in _PLACES:
-            raise UnknownNameError(f"unknown parameter {name!r}{nearest(name, _PLACES)}")
+            hint = f"; it is called {_NAMES_HERE[name]} here" if name in _NAMES_HERE else nearest(name, _PLACES)
+            raise UnknownNameError(f"unknown parameter {name!r}{hint}")
         section = experiment
         for key in _PLACES[name]:
             section = section.setdefault(key, {})
@@ -296,6 +342,13 @@ def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _raw_counts(adata: ad.AnnData, layer: str | None) -> ad.AnnData:
     """Return what is needed of the cells, shared with `adata`."""
+    if isinstance(adata, str | Path):
+        raise InvalidInputError(
+            f"expected cells as AnnData, got a path: read it first, with scanpy.read_h5ad({str(adata)!r}), or use "
+            "`discern init` on the command line"
+        )
+    if not isinstance(adata, AnnData):
+        raise InvalidInputError(f"expected cells as AnnData, got {type(adata).__name__}")
     if adata.isbacked:
         adata = adata.to_memory()
     cells = raw_counts.chosen(adata, layer)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 project = "DISCERN"
 author = "the DISCERN developers"
+copyright = f"2026, {author}"
 release = version = discern.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click"]
 exclude_patterns = ["_build"]
 default_role = "literal"
 suppress_warnings = ["toc.empty_glob"]
@@ -43,6 +44,8 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = f"DISCERN {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_math_renderer = "mathml"
 
 

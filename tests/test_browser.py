@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from discern.data.processed import DISCERNData
 from discern.experiment.evaluate import evaluate
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_WIDTHS = {"laptop": 1366, "phone": 390}
+_WIDTHS = {"laptop": 1280, "phone": 390}
+
+_SCROLLING = """
+    [...document.querySelectorAll('pre, table, div')]
+        .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth && getComputedStyle(e).overflowX !== 'visible')
+        .map(e => e.innerText.slice(0, 80))
+"""
 
 pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium")
 
@@ -37,6 +44,7 @@ class Page:
         broken: Pictures that do not show.
         pictures: Number of pictures.
         overflow: Device -> how many pixels the page is wider than the window.
+        scrolling: Device -> parts of the page that scroll sideways.
         smallest_text: Device -> size in pixels of the smallest text in a paragraph.
     """
 
@@ -45,6 +53,7 @@ class Page:
     broken: list[str] = field(default_factory=list)
     pictures: int = 0
     overflow: dict[str, int] = field(default_factory=dict)
+    scrolling: dict[str, list[str]] = field(default_factory=dict)
     smallest_text: dict[str, float] = field(default_factory=dict)
 
 
@@ -128,6 +137,7 @@ async def _look(address: str, url: str) -> Page:
         is_phone = device == "phone"
         await call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=is_phone)
         page.overflow[device] = await evaluated("document.documentElement.scrollWidth - window.innerWidth")
+        page.scrolling[device] = await evaluated(_SCROLLING)
         page.smallest_text[device] = await evaluated(
             "Math.min(...[...document.querySelectorAll('p, li')].map(e => parseFloat(getComputedStyle(e).fontSize)))"
         )
@@ -141,11 +151,13 @@ def _assert_good(page: Page, pictures: int) -> None:
     assert page.broken == []
     assert page.pictures >= pictures
     assert all(pixels <= 0 for pixels in page.overflow.values()), page.overflow
+    assert not any(page.scrolling.values()), page.scrolling
     assert all(size >= 11 for size in page.smallest_text.values()), page.smallest_text
 
 
 def test_report_of_an_evaluation(browser: int, original_experiment: Path) -> None:
-    report = evaluate(original_experiment, reference="celseq2")[0]
+    genes = DISCERNData.from_folder(original_experiment, 32).var_names[:2]
+    report = evaluate(original_experiment, reference="celseq2", genes=list(genes))[0]
 
     _assert_good(look_at(browser, report), pictures=3)
 

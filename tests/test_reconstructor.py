@@ -21,6 +21,7 @@ import discern
 from discern.cli.commands import cli
 from discern.config.reading import canonical_experiment
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
+from discern.experiment.info import describe
 from discern.reconstructor import _PLACES, _SECTIONS, Reconstructor, reconstruct
 from discern.runtime import progress
 
@@ -86,7 +87,8 @@ def _assert_same_result(one: ad.AnnData, other: ad.AnnData) -> None:
 @pytest.mark.parametrize("preset", ["auto", None], ids=["preset", "published"])
 def test_result_is_that_of_the_command_line(preset: str | None, cells: ad.AnnData, tmp_path: Path) -> None:
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    experiment = {**EXPERIMENT, "preset": preset, "input_ds": {**EXPERIMENT["input_ds"], "raw_input": None}}
+    held_out = {} if preset is None else {"split": {"test_cells": 0.1}}  # as `discern init` writes it
+    experiment = {**EXPERIMENT, "preset": preset, "input_ds": {**EXPERIMENT["input_ds"], **held_out}}
     if preset is None:
         experiment["model"] = {**EXPERIMENT["model"], **DETECTION}
     experiment["input_ds"]["raw_input"] = {str(tmp_path / "cells.h5ad"): "protocol"}
@@ -126,6 +128,7 @@ def test_steps_are_the_one_call_and_survive_saving(cells: ad.AnnData, tmp_path: 
     _assert_same_result(model.project("good"), at_once)
     _assert_same_result(loaded.project("good"), at_once)
     assert len(model.history["loss"]) == 3
+    assert loaded.history == pytest.approx(model.history)
     assert loaded.parameters["model"] == model.parameters["model"]
     outcome = CliRunner().invoke(cli, ["project", "--metadata", "batch:good", str(folder / "parameters.json")])
     assert outcome.exit_code == 0, outcome.output
@@ -177,7 +180,8 @@ def test_parameters_are_those_of_a_file_with_the_same_preset(preset: str | None)
 
 
 def test_the_preset_is_the_default() -> None:
-    in_file = canonical_experiment({"preset": "auto", "training": {"seed": 0}})
+    held_out = {"split": {"test_cells": 0.1}}
+    in_file = canonical_experiment({"preset": "auto", "input_ds": held_out, "training": {"seed": 0}})
 
     assert Reconstructor().parameters == Reconstructor(preset="auto").parameters == in_file
     published = Reconstructor(preset=None).parameters
@@ -188,6 +192,49 @@ def test_the_preset_is_the_default() -> None:
     assert given["model"]["weighting_batch_mmd"] == in_file["model"]["weighting_batch_mmd"]
     assert given["training"]["max_steps"] == 5
     assert "LSN" not in given["input_ds"]["scale"]
+
+
+def test_what_is_saved_can_be_evaluated_as_info_proposes(cells: ad.AnnData, tmp_path: Path) -> None:
+    folder = Reconstructor(**PARAMETERS).fit(cells, batch_key="protocol").save(tmp_path / "saved")
+
+    said = describe(folder)
+
+    command = f"discern evaluate --reference good {folder / 'parameters.json'}"
+    assert command in said
+    outcome = CliRunner().invoke(cli, command.split()[1:])
+    assert outcome.exit_code == 0, outcome.output
+    assert "against 9 test cells of good" in outcome.output
+
+
+def test_without_cells_to_evaluate_with_info_proposes_none(cells: ad.AnnData, tmp_path: Path) -> None:
+    model = Reconstructor(test_cells=0, **PARAMETERS | {"max_steps": 1}).fit(cells, batch_key="protocol")
+
+    said = describe(model.save(tmp_path / "saved"))
+
+    assert "discern project --reference good" in said
+    assert "discern evaluate" not in said
+
+
+def test_names_of_other_programs_and_paths_get_a_hint() -> None:
+    with pytest.raises(InvalidInputError, match=r"got a path: read it first, with scanpy.read_h5ad\('file.h5ad'\)"):
+        reconstruct("file.h5ad", reference="good")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"expected cells as AnnData, got DataFrame"):
+        reconstruct(pd.DataFrame(), reference="good")  # type: ignore[arg-type]
+    for given, ours in (("epochs", "max_steps"), ("n_latent", "latent_dim"), ("lr", "optimizer=")):
+        with pytest.raises(UnknownNameError, match=f"unknown parameter '{given}'; it is called {ours}"):
+            reconstruct(ad.AnnData(), reference="good", **{given: 3})
+
+
+def test_models_say_what_they_are(cells: ad.AnnData) -> None:
+    model = Reconstructor(**PARAMETERS | {"max_steps": 1})
+    assert repr(model) == "<Reconstructor: preset auto, not trained>"
+    model.fit(cells, batch_key="protocol")
+    assert repr(model) == "<Reconstructor: 180 cells x 30 genes, batches 'good', 'poor', trained for 1 epochs>"
+    assert "encoder [16], latent_dim 4, decoder [16]; 30 genes, 2 batches, trained for 1 epochs" in repr(
+        model.estimator
+    )
+    recipe = discern.WAERecipe({"filtering": {"min_genes": 1, "min_cells": 1}}, {"cells": cells})
+    assert repr(recipe) == "<WAERecipe: 180 cells x 30 genes, 1 batches, raw counts>"
 
 
 def test_without_preset_scale_is_as_published_unless_its_section_is_given() -> None:

@@ -10,6 +10,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +25,7 @@ from discern.runtime.processes import Terminated, ending_cleanly
 from discern.runtime.text import message, page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from discern.config.reading import Parameters
 
@@ -61,7 +62,7 @@ class _OneLineErrors(click.Command):
             click.echo(message(f"error: {error.format_message()}{hint}"), err=True)
             code = error.exit_code
         except click.Abort:
-            click.echo("interrupted", err=True)
+            click.echo("error: interrupted: nothing was changed", err=True)
             code = INTERRUPTED
         sys.exit(_finish_output(code if isinstance(code, int) else 0))
 
@@ -85,7 +86,8 @@ class _Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         settings = ctx.find_root().ensure_object(_Settings)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if settings.debug else "2")
+        if settings.debug:
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
         logs.configure(-1 if settings.quiet else max(settings.verbose, int(settings.debug)), settings.debug)
         return super().invoke(ctx)
 
@@ -103,8 +105,21 @@ class _FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+_IN_ORDER = ("init", "process", "train", "project", "evaluate", "info", "onlinetraining", "optimize")
+_OTHER_NAMES = {"preprocess": "process"}
+
+
 class _Group(_OneLineErrors, click.Group):
+    """Lists the commands in the order of work, each under one name."""
+
     command_class = _Command
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, _OTHER_NAMES.get(cmd_name, cmd_name))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        first = [name for name in _IN_ORDER if name in self.commands]
+        return [*first, *(name for name in self.commands if name not in first)]
 
 
 class _Script(_OneLineErrors, _Command):
@@ -141,11 +156,13 @@ _ray = click.option(
     metavar="ADDRESS",
     help="Hand each experiment to the Ray cluster with this head node (HOST:PORT, or auto).",
 )
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would be read and made, and do nothing.")
 _parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=_FilePath())
 
 
 @click.group(
     cls=_Group,
+    invoke_without_command=True,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -153,27 +170,44 @@ _parameters_file = click.argument("parameters", metavar="PARAMETERS.json", type=
 )
 @_everywhere
 @click.version_option(__version__, prog_name="discern")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Reconstruct single-cell gene expression of low-quality batches.
 
-    The usual order is `discern process`, `discern train` and `discern project`, all with the same parameter file.
-    `discern demo` does all of it with cells that ship with the program.
+    `discern init` looks at raw files and writes a parameter file; `discern process`, `discern train`, `discern project`
+    and `discern evaluate` follow, all with that file. `discern demo` does all of it with cells that ship with the
+    program.
     """
     logs.configure()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-@cli.command()
+@cli.command(short_help="Filter, normalise and split the raw cells (preprocess).")
 @_parameters_file
 @click.option("--force", is_flag=True, help="Replace experiments that have been processed before.")
 @click.option("--copy-original", is_flag=True, help="Copy the raw files to original_data/.")
 @click.option("--without-tfrecords", is_flag=True, help="Do not write TF_records/.")
+@_dry_run
 @_ray
 @_everywhere
 def process(
-    parameters: Path, force: bool, copy_original: bool, without_tfrecords: bool, ray_address: str | None
+    parameters: Path,
+    force: bool,
+    copy_original: bool,
+    without_tfrecords: bool,
+    dry_run: bool,
+    ray_address: str | None,
 ) -> int:
-    """Preprocess the raw data of each experiment."""
+    """Filter, normalise and split the raw cells of each experiment.
+
+    `discern preprocess` is the same.
+    """
     loaded = _load(parameters)
+    if dry_run:
+        from discern.experiment import forecast
+
+        return _forecast(loaded, lambda name: forecast.of_process(loaded, name, not without_tfrecords))
     from discern.experiment import process as experiments
 
     for name in loaded.experiments:
@@ -191,16 +225,18 @@ def process(
     return _close(results, f"discern train {parameters}")
 
 
-cli.add_command(process, "preprocess")
-
-
-@cli.command()
+@cli.command(short_help="Train the model, or go on training it.")
 @_parameters_file
+@_dry_run
 @_ray
 @_everywhere
-def train(parameters: Path, ray_address: str | None) -> int:
+def train(parameters: Path, dry_run: bool, ray_address: str | None) -> int:
     """Train the model of each experiment, or go on training it."""
     loaded = _load(parameters)
+    if dry_run:
+        from discern.experiment import forecast
+
+        return _forecast(loaded, lambda name: forecast.of_train(loaded, name))
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
     from discern.experiment.edits import take_over_edits
@@ -209,23 +245,27 @@ def train(parameters: Path, ray_address: str | None) -> int:
 
     loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(func=run_train, parameters=loaded, kwargs={})
-    return _close({**results, **failed}, f"discern project {parameters} --metadata batch:NAME")
+    return _close({**results, **failed}, f"discern project --reference {_reference(loaded, results)} {parameters}")
 
 
-@cli.command()
+@cli.command(short_help="Reconstruct the cells with the trained model.")
 @_parameters_file
+@click.option("--reference", metavar="BATCH", help="Decode all cells as if they had been measured like this batch.")
 @click.option(
     "--metadata",
     multiple=True,
     metavar="COLUMN:VALUE",
     help="Decode as the mean cell with this value in an obs column; COLUMN: as the mean of the own group. Repeatable.",
 )
-@click.option("--all-batches", is_flag=True, help="The same as --metadata batch:B for each batch B.")
+@click.option("--all-batches", is_flag=True, help="Decode as each of the batches: --metadata batch:B.")
 @click.option(
     "--filename",
     type=_FilePath(),
     metavar="H5AD",
     help="Processed cells to project in place of the experiment's own.",
+)
+@click.option(
+    "--intervals", is_flag=True, help="Add layers estimated_low and estimated_high: where 90 % would be seen."
 )
 @click.option("--store-sigmas", is_flag=True, help="Store the standard deviations of the latent codes as well.")
 @click.option(
@@ -236,17 +276,21 @@ def train(parameters: Path, ray_address: str | None) -> int:
 )
 @click.option("--dtype", default="float32", help="float32 or float16: type of what is stored dense.")
 @click.option("--format", "suffix", default="h5ad", help="h5ad or zarr.")
+@_dry_run
 @_ray
 @_everywhere
 def project(
     parameters: Path,
+    reference: str | None,
     metadata: tuple[str, ...],
     all_batches: bool,
     filename: Path | None,
+    intervals: bool,
     store_sigmas: bool,
     layers: str,
     dtype: str,
     suffix: str,
+    dry_run: bool,
     ray_address: str | None,
 ) -> int:
     """Reconstruct the cells of each experiment with its trained model."""
@@ -254,6 +298,12 @@ def project(
     loaded = _load(parameters)
     if filename is not None:
         _check_file(filename)
+    chosen, suffix = _layers(layers, intervals), f".{suffix.removeprefix('.')}"
+    if dry_run:
+        from discern.experiment import forecast
+
+        options = (targets, reference, all_batches, chosen, dtype, suffix)
+        return _forecast(loaded, lambda name: forecast.of_project(loaded, name, *options))
     _log_to(loaded.experiments_dir)
     _start_tensorflow()
     from discern.experiment.edits import take_over_edits
@@ -265,9 +315,10 @@ def project(
         "infile": filename,
         "all_batches": all_batches,
         "store_sigmas": store_sigmas,
-        "layers": [layer.strip() for layer in layers.split(",") if layer.strip()],
+        "layers": chosen,
         "dtype": dtype,
-        "suffix": f".{suffix.removeprefix('.')}",
+        "suffix": suffix,
+        "reference": reference,
     }
     loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug(), ray_address=ray_address)(
@@ -276,13 +327,21 @@ def project(
     return _close({**results, **failed}, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
 
 
-@cli.command()
+@cli.command(short_help="Compare reconstructed cells with real ones held out.")
 @_parameters_file
 @click.option("--reference", metavar="BATCH", help="Batch to project to; by default the one with most genes per cell.")
 @click.option("--source", multiple=True, metavar="BATCH", help="Batch to project; by default all others. Repeatable.")
-@click.option("--label", metavar="COLUMN", help="obs column of the cell types; by default celltype, if there is one.")
+@click.option("--label", metavar="COLUMN", help="obs column of the cell types; by default it is looked for.")
+@click.option(
+    "--genes",
+    multiple=True,
+    metavar="GENE,...",
+    help="Marker genes to show, by symbol or id: measured, reconstructed, in real cells.",
+)
 @_everywhere
-def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], label: str | None) -> int:
+def evaluate(
+    parameters: Path, reference: str | None, source: tuple[str, ...], label: str | None, genes: tuple[str, ...]
+) -> int:
     """Compare reconstructed cells of each experiment with real ones that training did not see."""
     loaded = _load(parameters)
     _log_to(loaded.experiments_dir)
@@ -292,7 +351,7 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
     from discern.experiment.edits import take_over_edits
     from discern.experiment.runner import DISCERNRunner
 
-    kwargs = {"reference": reference, "sources": source, "label": label}
+    kwargs = {"reference": reference, "sources": source, "label": label, "genes": _listed(genes)}
     loaded, failed = take_over_edits(loaded)
     results = DISCERNRunner(debug=_debug())(func=evaluation.evaluate, parameters=loaded, kwargs=kwargs)
     for name, paths in results.items():
@@ -300,6 +359,36 @@ def evaluate(parameters: Path, reference: str | None, source: tuple[str, ...], l
             figures = json.loads((paths[0].parent / "evaluation.json").read_text())
             click.echo(page(f"{name}:\n{summary(EvaluationResult.from_json(figures))}"))
     return _close({**results, **failed}, "open report.html in a browser")
+
+
+@cli.command()
+@click.argument("cells", metavar="CELLS.h5ad", type=_FilePath())
+@click.option("--groupby", required=True, metavar="COLUMN", help="obs column of the groups.")
+@click.option("--group", required=True, metavar="NAME", help="Group to compare.")
+@click.option("--reference", default="rest", metavar="NAME", help="Group to compare with; by default all other cells.")
+@click.option("--sample", metavar="COLUMN", help="obs column of replicates (donors, mice); by default cells are these.")
+@click.option(
+    "--batch", default="batch", show_default=True, metavar="COLUMN", help="obs column of batches to compare within."
+)
+@click.option("--layer", metavar="NAME", help="Layer with the measured cells; by default `measured`.")
+@click.option("--output", type=_FilePath(), default="compare.csv", show_default=True, help="Table to write.")
+@_everywhere
+def compare(
+    cells: Path,
+    groupby: str,
+    group: str,
+    reference: str,
+    sample: str | None,
+    batch: str,
+    layer: str | None,
+    output: Path,
+) -> None:
+    """Test which genes differ between groups of cells, by measured counts, with reconstructed fold changes."""
+    from discern.metrics import differential
+
+    table = differential.compare_file(cells, output, groupby, group, reference, layer=layer, batch=batch, sample=sample)
+    click.echo(page(differential.summary(table, group, reference)))
+    _LOGGER.info("wrote %s", output)
 
 
 @cli.command()
@@ -327,7 +416,7 @@ def onlinetraining(parameters: Path, filename: tuple[Path, ...], freeze: bool, f
     kwargs = {"filename": filename, "freeze": freeze, "fill_missing_genes": fill_missing_genes}
     loaded, failed = take_over_edits(loaded)
     results = OnlineDISCERNRunner(debug=_debug(), gpus=None)(func=online_training, parameters=loaded, kwargs=kwargs)
-    return _close({**results, **failed}, f"discern project {parameters} --metadata batch:NAME")
+    return _close({**results, **failed}, f"discern project --reference {_reference(loaded, results)} {parameters}")
 
 
 @cli.command()
@@ -346,7 +435,7 @@ def optimize(parameters: Path, resume: bool) -> int:
     return _close({**tuner.optimize(loaded, resume=resume), **failed})
 
 
-@cli.command()
+@cli.command(short_help="Do all of it with cells that ship with the program.")
 @click.option(
     "--output",
     type=_FilePath(),
@@ -365,20 +454,23 @@ def demo(output: Path) -> None:
     click.echo(page(run_demo(output)))
 
 
-@cli.command()
+@cli.command(short_help="Look at raw files, write a parameter file that fits.")
 @click.argument("files", metavar="A.h5ad B.h5ad ...", nargs=-1, required=True, type=_FilePath())
 @click.option("--batch-column", metavar="COLUMN", help="obs column with the batch; by default it is looked for.")
 @click.option("--reference", metavar="BATCH", help="Batch to project to; by default the one with most genes per cell.")
+@click.option("--label", metavar="COLUMN", help="obs column of the cell types; by default it is looked for.")
 @click.option("--output", type=_FilePath(), default="parameters.json", show_default=True, help="File to write.")
 @_everywhere
-def init(files: tuple[Path, ...], batch_column: str | None, reference: str | None, output: Path) -> None:
+def init(
+    files: tuple[Path, ...], batch_column: str | None, reference: str | None, label: str | None, output: Path
+) -> None:
     """Write a parameter file that fits raw files, and say what was chosen and why."""
     from discern.experiment import init as inspection
 
-    click.echo(page(inspection.write_parameters(files, output, batch_column, reference)))
+    click.echo(page(inspection.write_parameters(files, output, batch_column, reference, label)))
 
 
-@cli.command()
+@cli.command(short_help="Say what was run and what can be run next.")
 @click.argument("experiment", metavar="EXPERIMENT", type=_FilePath())
 @_everywhere
 def info(experiment: Path) -> None:
@@ -388,7 +480,33 @@ def info(experiment: Path) -> None:
     click.echo(page(inspection.describe(experiment)))
 
 
-@cli.command()
+@cli.command(short_help="Write a part of a result to a smaller file.")
+@click.argument("file", metavar="FILE.h5ad", type=_FilePath())
+@click.option("--output", type=_FilePath(), required=True, metavar="H5AD", help="File to write, .h5ad or .zarr.")
+@click.option(
+    "--cells",
+    multiple=True,
+    metavar="COLUMN:VALUE",
+    help="Cells with this value in an obs column, or named in a text file. Repeatable: values of one column add up.",
+)
+@click.option(
+    "--genes", multiple=True, metavar="A,B,...", help="Names, symbols or ids, or a text file with one in each line."
+)
+@click.option("--layers", metavar="X,estimated_counts,...", help="Which matrices to keep; by default all.")
+@_everywhere
+def subset(file: Path, output: Path, cells: tuple[str, ...], genes: tuple[str, ...], layers: str | None) -> None:
+    """Write some cells, genes and layers of a result to a smaller file."""
+    from discern.experiment.subset import write_subset
+
+    names = [name.strip() for text in genes for name in (text.split(",") if not Path(text).is_file() else [text])]
+    kept = None if layers is None else [layer.strip() for layer in layers.split(",") if layer.strip()]
+    write_subset(file, output, cells, [name for name in names if name], kept)
+    _LOGGER.info(
+        "next: scanpy.read_h5ad(%r)" if output.suffix == ".h5ad" else "next: anndata.read_zarr(%r)", str(output)
+    )
+
+
+@cli.command(short_help="Print the JSON Schema of parameter files.")
 @_everywhere
 def schema() -> None:
     """Print the JSON Schema of PARAMETERS.json, for editors."""
@@ -442,8 +560,41 @@ def _debug() -> bool:
     return click.get_current_context().find_root().ensure_object(_Settings).debug
 
 
+def _forecast(parameters: Parameters, lines: Callable[[str], Iterable[str]]) -> int:
+    """Print what would be done with each experiment; returns the exit code."""
+    results: dict[str, Exception] = {}
+    for name in parameters.experiments:
+        try:
+            click.echo(page("\n".join([f"{name}: nothing is done (--dry-run)", *lines(name)])))
+        except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
+            results[name] = error
+    return _close(results)
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    """Return what stands between commas, in all texts."""
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def _reference(parameters: Parameters, results: Mapping[str, Any]) -> str:
+    """Return the usual reference of the experiments that went well, for a command line; BATCH if they differ."""
+    from discern.experiment.init import reference_of
+
+    done = [name for name, result in results.items() if not isinstance(result, Exception)]
+    found = {reference_of(parameters.folder(name)) for name in done}
+    (reference,) = found if len(found) == 1 else (None,)
+    return "BATCH" if reference is None else quote(reference)
+
+
 def _ask(question: str) -> bool:
     return click.confirm(message(question), err=True)
+
+
+def _layers(text: str, intervals: bool) -> list[str]:
+    from discern.model.targets import INTERVALS
+
+    chosen = [layer.strip() for layer in text.split(",") if layer.strip()]
+    return [*chosen, *(name for name in INTERVALS if name not in chosen)] if intervals else chosen
 
 
 def _target(text: str) -> tuple[str | None, str | None]:

@@ -245,6 +245,8 @@ def get_function_by_name(func_str: str) -> Any:
         >>> get_function_by_name("tensorflow_addons.activations.mish").__name__
         'mish'
     """
+    if not isinstance(func_str, str):
+        raise _RefusedNameError(f"expected the name of a class or function, got {func_str!r}")
     try:
         known = look_up(func_str)
     except InvalidInputError as error:

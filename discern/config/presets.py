@@ -27,6 +27,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 
+TEST_CELLS = 0.1
+"""Share of each batch that `discern init` and `discern.reconstruct` set aside for `discern evaluate`."""
+
 _CONDITIONAL = "conditionallayernorm"
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -27,7 +28,7 @@ from discern.runtime.foreign import check_file
 from discern.runtime.text import has_control
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
 _DEEPEST = 50
@@ -110,7 +111,29 @@ def canonical_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
         >>> model["decoder"]["layers"], model["decoder"]["regularization"], model["latent_dim"]
         ([32, 64], 0.0, 48)
     """
+    check_experiment(experiment)
     return _as_dict(_validate(Experiment, _jsonlike(experiment)))
+
+
+def check_experiment(experiment: Any) -> None:
+    """Raise unless something is one EXPERIMENT, rather than a whole parameter file or the path of one.
+
+    Example:
+        >>> check_experiment({"exp_param": {}, "experiments": {"mine": {}}})
+        Traceback (most recent call last):
+        ...
+        discern.errors.UnknownNameError: expected one experiment, got a whole parameter file: give ['experiments'][...
+    """
+    if not isinstance(experiment, Mapping):
+        raise InvalidInputError(
+            f"expected one experiment as a dictionary, got {type(experiment).__name__}; of a file: "
+            "json.loads(Path(FILE).read_text())['experiments'][NAME]"
+        )
+    if isinstance(found := experiment.get("experiments"), Mapping):
+        raise UnknownNameError(
+            "expected one experiment, got a whole parameter file: give ['experiments'][NAME] of it; NAME is one of "
+            f"{', '.join(map(str, found))}"
+        )
 
 
 def load_search(path: Path) -> dict[str, Any]:

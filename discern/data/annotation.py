@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-OBS_COLUMNS = ("n_genes", "n_counts", "split", "for_mmd", "discern_distance")
+OBS_COLUMNS = ("n_genes", "n_counts", "split", "for_mmd", "discern_distance", "discern_beyond")
 """What the program adds to obs, beside `batch` and `dataset`."""
 VAR_COLUMNS = (
     *("n_cells", "mean_scaling", "var_scaling", "pca_genes"),
-    *("means", "dispersions", "dispersions_norm", "highly_variable"),
+    *("means", "dispersions", "dispersions_norm", "highly_variable", "discern_trust"),
 )
 """What the program adds to var."""
 

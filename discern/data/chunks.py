@@ -37,7 +37,7 @@ from discern.runtime.foreign import reading, visible
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 
@@ -281,6 +281,35 @@ def read_cells(
         check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
         adata = ad.AnnData(**parts)
         adata.X = read_matrix(path, group["X"], adata.shape, budget, undo(adata) if undo else None)
+    return adata
+
+
+def read_layers(path: Path, names: Collection[str]) -> ad.AnnData:
+    """Read obs, var and some matrices of an `.h5ad` file or a `.zarr` folder, each as `read_cells` reads X.
+
+    Args:
+        path: the file or folder.
+        names: of layers, or "X"; those that the file lacks are left out.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        InvalidInputError: if it cannot be read.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise InvalidInputError(f"{path}: expected an .h5ad file or a .zarr folder")
+    with _opened(path) as group:
+        for name in ("obs", "var"):
+            if name not in group or isinstance(group[name], h5py.Dataset):
+                raise InvalidInputError(f"{path}: expected a table {name}, as anndata writes it since version 0.7")
+        adata = ad.AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+        layers = group.get("layers", {})
+        for name in names:
+            if name in layers:
+                adata.layers[name] = read_matrix(path, layers[name], adata.shape)
+            elif name == "X" and name in group:
+                adata.X = read_matrix(path, group[name], adata.shape)
     return adata
 
 

@@ -72,6 +72,8 @@ class DISCERNData(ad.AnnData):
         UnknownNameError: if `adata` was not processed, i.e. has no `uns["DISCERN"]`.
     """
 
+    _in_progress: bool = False
+
     def __init__(self, adata: ad.AnnData, batch_size: int, cachefile: str | Path | None = "", seed: int = 0):
         if "DISCERN" not in adata.uns:
             raise UnknownNameError(
@@ -79,9 +81,11 @@ class DISCERNData(ad.AnnData):
             )
         with reading("processed cells", "cannot be used", "run `discern process` again"):
             _check_processed(adata)
+        in_progress = isinstance(adata, DISCERNData) and adata._in_progress
         super().__init__(_log_normalised(adata))
         self._order_batches()
         self._prepare(batch_size, cachefile, seed)
+        self._in_progress = in_progress
         self.batch_size = batch_size
 
     @classmethod
@@ -95,6 +99,7 @@ class DISCERNData(ad.AnnData):
         data = cls.__new__(cls)
         ad.AnnData.__init__(data, adata)
         data._prepare(batch_size, "", 0)
+        data._in_progress = True
         return data
 
     def _prepare(self, batch_size: int, cachefile: str | Path | None, seed: int) -> None:
@@ -104,6 +109,7 @@ class DISCERNData(ad.AnnData):
         self._tfrecords: Path | None = None
         self._streamed: Path | None = None
         self._seed = seed
+        self._in_progress = False
 
     def __getitem__(self, index: Any) -> Self:
         """Return some of the cells (and genes), as a view."""
@@ -120,7 +126,13 @@ class DISCERNData(ad.AnnData):
         adata.__class__ = type(self)
         result: Self = adata  # type: ignore[assignment]
         result._prepare(self._batch_size, "", self._seed)
+        result._in_progress = self._in_progress
         return result
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether X is log-normalised; the cells of a recipe are once it has been called."""
+        return not self._in_progress or "log1p" in self.uns
 
     def _order_batches(self) -> None:
         """Give `batch` the categories of the whole experiment: a subset of cells may have lost some."""
@@ -178,6 +190,8 @@ class DISCERNData(ad.AnnData):
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
+        if not value >= 1:
+            raise InvalidInputError(f"batch_size: expected 1 or more cells, got {value}")
         self._batch_size = value
         if self.batch_size < value and (self.obs["split"] == "valid").any():
             warnings.warn(
@@ -385,7 +399,7 @@ def _undo_standardising(adata: ad.AnnData) -> Undo | None:
 
 def _is_raw(adata: ad.AnnData) -> bool:
     """Whether cells are in the hands of a recipe that has not come to their logarithm."""
-    return isinstance(adata, DISCERNData) and "DISCERN_format" not in adata.uns
+    return isinstance(adata, DISCERNData) and not adata.is_logged
 
 
 def _log_normalised(adata: ad.AnnData) -> ad.AnnData:

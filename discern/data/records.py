@@ -34,7 +34,7 @@ from discern.data.annotation import prepare_train_valid
 from discern.data.chunks import in_gene_order, track_blocks
 from discern.data.record_format import CELLS_PER_SHARD, gene_dtype
 from discern.data.scaling import parse_mean_var
-from discern.errors import InvalidInputError, MissingFileError
+from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.runtime.atomic import replacing
 from discern.runtime.foreign import check_file
 
@@ -54,7 +54,7 @@ SPLITS = {"training": "train", "validate": "valid"}
 """Name of the files -> value of obs `split`."""
 
 _MOST_SHARDS = 256
-_FILES_OF = {**{split: split for split in SPLITS}, **{value: split for split, value in SPLITS.items()}}
+_FILES_OF = {value: split for split, value in SPLITS.items()}
 _ORIGINAL = ".tfrecords_v2"
 _META = "meta.json"
 _SCALING = "scaling.npz"
@@ -139,7 +139,7 @@ class TFRecordsWriter:
 
         Args:
             dataset: cells from `make_dataset_from_anndata(adata, for_tfrecord=True)`, or serialised cells.
-            split: "train" or "valid" (also under the names of the files, "training" and "validate").
+            split: "train" or "valid".
 
         Raises:
             InvalidInputError: if it is another split, or the data set was made for something else.
@@ -149,7 +149,8 @@ class TFRecordsWriter:
         if isinstance(dataset, Sequence):
             records, number = iter(dataset), len(dataset)
         else:
-            records, number = self._records_of(dataset), int(dataset.cardinality())
+            records = self._records_of(dataset)
+            number = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
             if number < 0:  # unknown
                 number = sum(1 for _ in self._records_of(dataset))
         with self.shards(split, number) as write:
@@ -157,7 +158,7 @@ class TFRecordsWriter:
                 write(record)
 
     def _records_of(self, dataset: tf.data.Dataset) -> Iterator[bytes]:
-        if not isinstance(dataset.element_spec, dict) or "record" not in dataset.element_spec:
+        if not isinstance(getattr(dataset, "element_spec", None), dict) or "record" not in dataset.element_spec:
             raise InvalidInputError(
                 "expected cells made for records: write what make_dataset_from_anndata(adata, for_tfrecord=True) gives"
             )
@@ -225,6 +226,8 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
         folder: `TF_records` of an experiment.
         seed: of the order of the cells.
     """
+    if "split" not in adata.obs:
+        raise UnknownNameError("expected an obs column 'split', which says what to train on: split the cells first")
     codes = adata.obs["batch"].cat.codes.to_numpy()
     split = adata.obs["split"].to_numpy(dtype=str)
     stamp = {

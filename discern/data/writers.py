@@ -76,6 +76,8 @@ class _H5Array(_Array):
         self._filters: dict[str, Any] = {}
 
     def _write(self, values: np.ndarray) -> None:
+        if self.dataset is None and len(values) < self._chunk[0]:  # all there is
+            self._chunk = (max(1, len(values)), *self._chunk[1:])
         chunk_rows = self._chunk[0]
         if self.dataset is None:
             sample = values[:chunk_rows]

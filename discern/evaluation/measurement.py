@@ -11,6 +11,7 @@ import pandas as pd
 
 from discern.data.chunks import cell_blocks, iter_blocks
 from discern.data.components import PrincipalComponents
+from discern.data.labels import gene_symbols
 from discern.evaluation.results import (
     METHODS,
     Distances,
@@ -50,6 +51,8 @@ from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from discern.data.chunks import Matrix
@@ -64,7 +67,11 @@ _DRAWN = ("measured", "X", "estimated_counts")
 
 
 def measure(
-    trained: TrainedNetwork, data: DISCERNData, comparison: Comparison, experiment: str = "an experiment"
+    trained: TrainedNetwork,
+    data: DISCERNData,
+    comparison: Comparison,
+    experiment: str = "an experiment",
+    markers: Sequence[str] = (),
 ) -> Evaluation:
     """Compute all that `evaluate` writes.
 
@@ -73,6 +80,7 @@ def measure(
         data: The cells of its experiment.
         comparison: Which of them to compare.
         experiment: The experiment's name.
+        markers: Names of genes to show: measured, reconstructed and in real cells.
     """
     cells = EncodedCells.of(trained, data)
     sample = Sample.draw(data, cells.batch, comparison)
@@ -80,6 +88,7 @@ def measure(
     real = _measured(data, comparison, comparison.held_out, sample)
     rest = _measured(data, comparison, comparison.rest, sample)
     sources, means = {}, {}
+    shown_genes = [(comparison.reference, "measured", real)]
     for source in progress.track(comparison.sources, "projecting and comparing", len(comparison.sources)):
         mask = cells.batch == source
         statistics = _projected(trained, data, cells, comparison, mask, sample) | {"real": rest}
@@ -88,6 +97,7 @@ def measure(
             statistics, real, sample, comparison, mask, data.config["mmd_kernel"]["all"], neighbours_kept=kept
         )
         means[source] = {method: _means(statistics[method]) for method in _DRAWN}
+        shown_genes += [(source, method, statistics[method]) for method in _DRAWN]
     genes = gene_errors(trained, data, cells, comparison.split)
     labels = comparison.labels.codes[sample.rows] if comparison.label is not None else None
     result = EvaluationResult(
@@ -109,9 +119,39 @@ def measure(
     shown = pd.DataFrame({"batch": pd.Categorical(cells.batch[sample.rows])})
     if comparison.label is not None:
         shown[comparison.label] = comparison.labels[sample.rows].remove_unused_categories()
-    return Evaluation(
-        result, table, genes, means, _means(real), shown, _representations(cells, sample, comparison.sources)
-    )
+    representations = _representations(cells, sample, comparison.sources)
+    chosen = marker_table(shown_genes, data.var, markers) if markers else pd.DataFrame()
+    return Evaluation(result, table, genes, means, _means(real), shown, representations, chosen)
+
+
+def marker_table(
+    statistics: Sequence[tuple[str, str, GroupStatistics]], var: pd.DataFrame, markers: Sequence[str]
+) -> pd.DataFrame:
+    """Return expression and detection of some genes in each cell type.
+
+    Args:
+        statistics: Batch, matrix and its statistics; of the reference, those of its held-out cells.
+        var: The genes.
+        markers: Their names.
+
+    Returns:
+        A row for each gene, batch, matrix and type: `gene`, `symbol`, `batch`, `matrix` ("measured", "X" or
+        "estimated_counts"), `celltype`, `cells`, `mean` of log-normalised expression, and `detected`, the share of the
+        cells in which it is above zero (missing for estimated_counts, which are hardly ever zero).
+    """
+    columns = var.index.get_indexer(pd.Index(markers))
+    symbols = gene_symbols(var)[columns]
+    rows = []
+    for batch, method, found in statistics:
+        means, detections = found.mean[:, columns], found.detection[:, columns]
+        for group, kind in enumerate(found.groups):
+            if cells := int(found.cells[group]):
+                of_type = zip(markers, symbols, means[group], detections[group], strict=True)
+                rows += [(*gene, batch, method, kind, cells, mean, share) for *gene, mean, share in of_type]
+    names = ["gene", "symbol", "batch", "matrix", "celltype", "cells", "mean", "detected"]
+    table = pd.DataFrame(rows, columns=names)
+    table.loc[table["matrix"] == "estimated_counts", "detected"] = np.nan
+    return table
 
 
 @dataclass(frozen=True)
@@ -251,7 +291,8 @@ def gene_errors(trained: TrainedNetwork, data: DISCERNData, cells: EncodedCells,
         split: The cells to auto-encode are those of all batches in this split.
 
     Returns:
-        A row per gene: `discern_rmse` and `discern_r`, error and correlation over cells; `detection_BATCH`.
+        A row per gene: `symbol`, if that is not its name; `discern_rmse` and `discern_r`, error and correlation over
+        cells; `detection_BATCH`.
     """
     codes = pd.Categorical(cells.batch, categories=cells.batches).codes
     errors = GeneErrors(len(cells.batches), data.n_vars)
@@ -262,6 +303,9 @@ def gene_errors(trained: TrainedNetwork, data: DISCERNData, cells: EncodedCells,
     for part, chunk in iter_blocks(data.X):
         statistics.add(chunk, codes[part])
     table = pd.DataFrame({"discern_rmse": errors.rmse, "discern_r": errors.correlation}, data.var_names)
+    symbols = gene_symbols(data.var)
+    if (symbols != data.var_names).any():
+        table.insert(0, "symbol", symbols)
     for name, detection in zip(cells.batches, statistics.detection, strict=True):
         table[f"detection_{name}"] = detection
     return table.rename_axis("gene")
@@ -278,13 +322,14 @@ def summarise_distances(
         comparison: Which cells are compared.
     """
     labels = comparison.labels
+    line = float(np.quantile(distance[comparison.held_out], 0.95))
     sources = {}
     for source in comparison.sources:
         mask = batch == source
         of_type = {name: mask & (labels.codes == code) for code, name in enumerate(labels.categories)}
-        types = {name: Distances.of(distance[chosen]) for name, chosen in of_type.items() if chosen.any()}
-        sources[source] = SourceDistances(**vars(Distances.of(distance[mask])), types=types)
-    return DistanceSummary(NEIGHBOURS, Distances.of(distance[comparison.held_out]), sources)
+        types = {name: Distances.of(distance[chosen], line) for name, chosen in of_type.items() if chosen.any()}
+        sources[source] = SourceDistances(**vars(Distances.of(distance[mask], line)), types=types)
+    return DistanceSummary(NEIGHBOURS, Distances.of(distance[comparison.held_out], line), sources, line)
 
 
 def _representations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
@@ -12,6 +13,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from discern.errors import MissingFileError
+from discern.evaluation.verdict import judge
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover
 from discern.runtime.text import from_cell
@@ -27,14 +29,17 @@ FORMAT_VERSION = 1
 
 #: What is compared with the held-out cells of the reference batch, as keys of the figures -> in words.
 METHODS = {
-    "measured": "not reconstructed (floor)",
+    "measured": "as measured",
     "X": "reconstructed, X (sampled)",
     "estimated_counts": "reconstructed, estimated_counts",
-    "real": "other real reference cells (ceiling)",
+    "real": "other real reference cells",
 }
 
 #: The same in a word, for the heads of tables.
-SHORT = {"measured": "floor", "X": "X", "estimated_counts": "estimated_counts", "real": "ceiling"}
+SHORT = {"measured": "measured", "X": "X", "estimated_counts": "estimated_counts", "real": "real"}
+
+#: Figures that say nothing of a method: estimated_counts are hardly ever zero. Shown as "-".
+NOT_MADE_FOR = {"estimated_counts": frozenset({"detection_r"})}
 
 #: The figures of each method -> in words.
 FIGURES = {
@@ -51,7 +56,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class PairMetrics:
-    """How well the differences between two cell types agree; see `compare_differences` of `gene_agreement`."""
+    """How well the differences between two cell types agree (`discern.metrics.gene_agreement.compare_differences`)."""
 
     difference_r: float | None = None
     t_rho: float | None = None
@@ -161,17 +166,22 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Distances:
-    """Quantiles of the distance from the reference of some cells."""
+    """Quantiles of the distance from the reference of some cells, and how many are beyond the line.
+
+    The line is the distance that 95 % of the reference's held-out cells stay below. None: an older evaluation.
+    """
 
     cells: int
     q05: float
     median: float
     q95: float
+    beyond: int | None = None
 
     @classmethod
-    def of(cls, distance: npt.NDArray[np.floating]) -> Self:
+    def of(cls, distance: npt.NDArray[np.floating], line: float = math.inf) -> Self:
         """Describe the distances of some cells."""
-        return cls(len(distance), *map(float, np.quantile(distance, [0.05, 0.5, 0.95])))
+        low, middle, high = map(float, np.quantile(distance, [0.05, 0.5, 0.95]))
+        return cls(len(distance), low, middle, high, int((distance > line).sum()))
 
 
 @dataclass(frozen=True)
@@ -183,11 +193,15 @@ class SourceDistances(Distances):
 
 @dataclass(frozen=True)
 class DistanceSummary:
-    """Distances from the reference in latent space: of its own held-out cells, and of the sources."""
+    """Distances from the reference in latent space: of its own held-out cells, and of the sources.
+
+    `line` is the distance that 95 % of the held-out cells stay below.
+    """
 
     neighbours: int
     held_out: Distances
     sources: dict[str, SourceDistances]
+    line: float | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +258,7 @@ class EvaluationResult:
                 for pair in found.pairs
             ]
             content["sources"][source]["neighbours_kept"] = asdict(kept) if (kept := found.neighbours_kept) else {}
+            content["sources"][source]["verdict"] = asdict(judge(found, self.reference))
         if self.latent.expected_within_label is None:
             del content["latent"]["expected_within_label"]
         return content
@@ -277,11 +292,12 @@ class Evaluation:
     Attributes:
         result: All figures, as in `evaluation.json`.
         cell_table: A row per cell: `batch`, `split`, `discern_distance`.
-        gene_table: A row per gene: `discern_rmse`, `discern_r`, `detection_BATCH`.
+        gene_table: A row per gene: `discern_rmse`, `discern_r`, `detection_BATCH`; `symbol`, if it is not the name.
         means: For each source and method, mean expression in each cell type, types x genes.
         real_means: The same of the held-out reference cells.
         shown: Annotation of the cells in pictures: `batch` and the label.
         representations: Title -> those cells in some space, cells x dimensions.
+        markers: The genes that were asked for, see `discern.evaluation.measurement.marker_table`.
     """
 
     result: EvaluationResult
@@ -291,6 +307,18 @@ class Evaluation:
     real_means: pd.DataFrame = field(default_factory=pd.DataFrame)
     shown: pd.DataFrame = field(default_factory=pd.DataFrame)
     representations: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    markers: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def shown_figure(metrics: object, method: str, name: str) -> float | None:
+    """Return a figure of a method as reports show it: None where the method is not made for it.
+
+    Example:
+        >>> shown_figure(MethodMetrics(detection_r=0.5), "estimated_counts", "detection_r") is None
+        True
+    """
+    value: float | None = getattr(metrics, name, None)
+    return None if name in NOT_MADE_FOR.get(method, ()) else value
 
 
 def finite(value: float | np.floating | None) -> float | None:
@@ -303,8 +331,11 @@ def finite(value: float | np.floating | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+_WIDTHS = {"measured": 10, "X": 8, "estimated_counts": 18, "real": 8}
+
+
 def summary(result: EvaluationResult) -> str:
-    """Return the figures as a table for the terminal.
+    """Return verdict and figures for a terminal of 80 columns.
 
     Example:
         >>> source = SourceResult(5, ["x"], [], {"measured": MethodMetrics(mean_r=0.5), "X": MethodMetrics()}, {}, [])
@@ -312,23 +343,37 @@ def summary(result: EvaluationResult) -> str:
         >>> print(summary(EvaluationResult(
         ...     "lines", 7, 14, 3, {"a": 5, "b": 9}, ReferenceCells("b", "test", 9, 0), None, {"a": source},
         ...     Mixing(0.5, 0.5), DistanceSummary(15, distances, {}), GeneSummary(0.1, 0.2, {}, 0))).split("r of d")[0])
+        a as b: Mean expression agrees with real b cells by r .500 measured, -
+        reconstructed, - other real cells. Doubtful: there are no cells to compare.
         5 cells of a as b, against 9 test cells of b
-                                  floor                 X
-        r of means                0.500                 -
-        RMSE of means                 -                 -
+                           measured       X
+        r of means            0.500       -
+        RMSE of means             -       -
     """
     reference = result.reference
     lines = []
     for source, found in result.sources.items():
-        lines.append(
+        verdict = judge(found, reference)
+        cells = (
             f"{found.cells} cells of {source} as {reference.batch}, against {reference.held_out_cells} "
             f"{reference.split} cells of {reference.batch}"
         )
-        lines.append(" " * 16 + "".join(f"{SHORT[method]:>18}" for method in found.methods))
+        for text in (f"{source} as {reference.batch}: {verdict.figures} {verdict.reason}", cells):
+            lines += textwrap.wrap(text, 80)
+        lines.append(" " * 17 + "".join(f"{SHORT[method]:>{_WIDTHS[method]}}" for method in found.methods))
         for name, words in FIGURES.items():
-            values = [getattr(metrics, name) for metrics in found.methods.values()]
-            texts = ("-" if value is None else f"{value:.3f}" for value in values)
-            lines.append(f"{words:16}" + "".join(f"{text:>18}" for text in texts))
+            values = {method: shown_figure(metrics, method, name) for method, metrics in found.methods.items()}
+            texts = ("-" if value is None else f"{value:.3f}" for value in values.values())
+            lines.append(
+                f"{words:17}" + "".join(f"{text:>{_WIDTHS[m]}}" for m, text in zip(values, texts, strict=True))
+            )
+        far = result.distance.sources.get(source)
+        if far is not None and far.beyond is not None:
+            lines += textwrap.wrap(
+                f"{far.beyond} of {far.cells} cells are farther from {reference.batch} than 95 % of its own "
+                f"held-out cells ({far.beyond / far.cells:.0%})",
+                80,
+            )
     return "\n".join(lines)
 
 
@@ -353,5 +398,5 @@ def add_evaluation(adata: anndata.AnnData, exp_folder: Path) -> None:
             raise MissingFileError(f"{folder / file}: no such file; run `discern evaluate` first")
         table = pd.read_csv(folder / file, index_col=0, dtype={0: str}, keep_default_na=False, na_values=[""])
         table = table.rename(index=from_cell, columns=from_cell)
-        for column in table.columns.difference(["batch", "split"], sort=False):
+        for column in table.columns.difference(["batch", "split", "symbol"], sort=False):
             target[column] = table[column].reindex(target.index).to_numpy()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from discern.data.annotation import CheckMetaData
+from discern.data.labels import MOST_TYPES, label_column
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 
 _ALL_CELLS = "all cells"
-_MOST_LABELS = 200
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Comparison:
             obs: Annotation of processed cells, with `batch` (categorical), `split` and `n_genes`.
             reference: The batch to project to; None for the one with most genes detected in its median cell.
             sources: The batches to project; none for all others.
-            label: Column of the cell types; None for `celltype`, if there is one.
+            label: Column of the cell types; None for the one found by `discern.data.labels.label_column`, if any.
 
         Raises:
             UnknownNameError: If there is no such column.
@@ -65,7 +65,7 @@ class Comparison:
         if reference is None:
             if "n_genes" not in obs:
                 raise InvalidInputError("obs has no column 'n_genes', which would choose the reference: name a batch")
-            reference = str(obs["n_genes"].groupby(batch).median().idxmax())
+            reference = best_measured(obs)
         chosen = tuple(dict.fromkeys(sources)) or tuple(name for name in sorted(set(batch)) if name != reference)
         if not chosen:
             raise InvalidInputError(f"there is nothing to compare: {reference!r} is the only batch of the experiment")
@@ -78,16 +78,32 @@ class Comparison:
                 f"batch {reference!r} has no cells that training did not see; set input_ds.split.test_cells or "
                 "valid_cells and run `discern process` and `discern train` again"
             )
-        label = label or ("celltype" if "celltype" in obs else None)
+        label = label or label_column(obs)
         labels = _categorical(pd.Series(_ALL_CELLS, obs.index) if label is None else obs[label])
         mask = of_reference & (split == held_out)
         return cls(reference, chosen, label, held_out, labels, mask, of_reference & ~mask)
 
 
+def best_measured(obs: pd.DataFrame) -> str:
+    """Return the batch with most genes detected in its median cell, which is the usual reference.
+
+    Args:
+        obs: Annotation of processed cells, with `batch` and `n_genes`; without the latter, the first batch is it.
+
+    Example:
+        >>> best_measured(pd.DataFrame({"batch": ["a", "b"], "n_genes": [900, 4000]}))
+        'b'
+    """
+    batch = obs["batch"].astype(str).to_numpy()
+    if "n_genes" not in obs:
+        return str(min(batch))
+    return str(obs["n_genes"].groupby(batch).median().idxmax())
+
+
 def _categorical(column: pd.Series) -> pd.Categorical:
     texts = column.astype(str).where(column.notna())
-    if texts.nunique() > _MOST_LABELS:
+    if texts.nunique() > MOST_TYPES:
         raise InvalidInputError(
-            f"column {column.name!r} has {texts.nunique()} values, more than {_MOST_LABELS}: expected cell types"
+            f"column {column.name!r} has {texts.nunique()} values, more than {MOST_TYPES}: expected cell types"
         )
     return pd.Categorical(texts.astype(object))

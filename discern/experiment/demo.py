@@ -11,8 +11,11 @@ from discern.data.components import PrincipalComponents
 from discern.datasets import lung_cell_lines
 from discern.folder.layout import ExperimentFolder
 from discern.metrics.gene_agreement import GroupStatistics, agreement
-from discern.plots.figures import plot_means, plot_umaps, umap_coordinates
+from discern.model.targets import reference_file_name
+from discern.plots.colours import STAGES
+from discern.plots.figures import EACH_ITS_OWN, plot_means, plot_umaps, umap_coordinates
 from discern.runtime.atomic import refuse_link, replacing
+from discern.runtime.devices import available_cpus
 
 if TYPE_CHECKING:
     import anndata
@@ -40,6 +43,8 @@ def write_demo_inputs(output: Path) -> Path:
     parameters["exp_param"]["experiments_dir"] = str(output / "experiments")
     for experiment in parameters["experiments"].values():
         experiment["input_ds"]["raw_input"] = [str(output / file) for file in experiment["input_ds"]["raw_input"]]
+        for section, key in (("input_ds", "n_cpus_preprocessing"), ("training", "parallel_pc")):
+            experiment[section][key] = min(experiment[section][key], available_cpus())
     file = ExperimentFolder(output).parameters
     with replacing(file) as partial:
         partial.write_text(json.dumps(parameters, indent=4))
@@ -71,8 +76,8 @@ def run_demo(output: Path) -> str:
         raise processed
     runner = DISCERNRunner(debug=True)  # lets an error pass
     runner(run_train, parameters)
-    metadata = {"metadata": [("batch", REFERENCE)], "infile": None, "all_batches": False, "store_sigmas": False}
-    runner(run_projection, parameters, metadata)
+    target = {"reference": REFERENCE, "metadata": (), "infile": None, "all_batches": False, "store_sigmas": False}
+    runner(run_projection, parameters, target)
     report, figures_file, *_ = evaluate(parameters.folder(name), REFERENCE, [SOURCE], "celltype")
     result = EvaluationResult.from_json(json.loads(figures_file.read_text()))
     return f"{compare(parameters.folder(name), output)}\n\n{summary(result)}\nreport: {report}"
@@ -94,7 +99,7 @@ def compare(experiment: Path, output: Path) -> str:
     from discern.data.processed import DISCERNData
 
     before = DISCERNData.from_folder(experiment, batch_size=192)
-    after = _read(ExperimentFolder(experiment).projected / f"projected_to_average_batch_{REFERENCE}.h5ad")
+    after = _read(ExperimentFolder(experiment).projected / reference_file_name(REFERENCE))
     source = (before.obs["batch"] == SOURCE).to_numpy()
     lines = before.obs["celltype"].astype(str)
     real = GroupStatistics.of(before.X[~source], lines[~source])
@@ -115,13 +120,18 @@ def compare(experiment: Path, output: Path) -> str:
         for title, statistics in (("before", measured), ("after", estimated))
         for group, line in enumerate(real.groups)
     }
-    plot_means(pairs, output / "means.png", ("Drop-seq, mean log expression", "CEL-seq2, mean log expression"))
+    seen = int((before.obs["split"] == "train").sum())
+    note = f"Training saw {seen:,} of these {before.n_obs:,} cells: the report compares with cells that it did not see."
+    colours = {title: STAGES["measured" if title.endswith("before") else "reconstructed"] for title in pairs}
+    labels = ("Drop-seq, mean log expression", "CEL-seq2, mean log expression")
+    plot_means(pairs, output / "means.png", labels, colours, note)
     space = PrincipalComponents.of(before)
     coordinates = {
         "before": umap_coordinates(space.project(before.X)),
         "after: all cells as CEL-seq2": umap_coordinates(space.project(after.X)),
     }
-    plot_umaps(coordinates, before.obs.rename(columns={"celltype": "line"}), output / "umap.png", ["batch", "line"])
+    obs = before.obs.rename(columns={"celltype": "line"})
+    plot_umaps(coordinates, obs, output / "umap.png", ["batch", "line"], f"{EACH_ITS_OWN}\n{note}")
     text.append(f"pictures: {output / 'umap.png'}, {output / 'means.png'}")
     return "\n".join(text)
 

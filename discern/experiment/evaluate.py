@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from discern.data.labels import find_genes
 from discern.evaluation.measurement import measure
 from discern.evaluation.selection import Comparison
 from discern.folder.layout import ExperimentFolder
@@ -18,9 +20,15 @@ from discern.runtime.text import cell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def evaluate(
-    exp_folder: Path, reference: str | None = None, sources: Sequence[str] = (), label: str | None = None
+    exp_folder: Path,
+    reference: str | None = None,
+    sources: Sequence[str] = (),
+    label: str | None = None,
+    genes: Sequence[str] = (),
 ) -> list[Path]:
     """Project cells to a reference batch and compare them with its real cells that training did not see.
 
@@ -31,10 +39,12 @@ def evaluate(
         exp_folder: EXPERIMENTS_DIR/NAME, trained.
         reference: The batch to project to; None for the one with most genes detected in its median cell.
         sources: The batches to project; none for all others.
-        label: obs column of the cell types; None for `celltype`, if there is one.
+        label: obs column of the cell types; None for the one found by `discern.data.labels.label_column`, if any.
+        genes: Names, symbols or ids of marker genes to show: as measured, reconstructed, and in real cells.
 
     Returns:
-        The files written, in `evaluation/`: `report.html`, `evaluation.json`, `cells.csv` and `genes.csv`.
+        The files written, in `evaluation/`: `report.html`, `evaluation.json`, `cells.csv`, `genes.csv`, and
+        `markers.csv` if there are `genes`.
 
     Raises:
         UserError: If there is no model, or a name does not exist; what an earlier evaluation wrote is kept then.
@@ -47,18 +57,24 @@ def evaluate(
     model, experiment = setup_exp(exp_folder)
     data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
     comparison = Comparison.choose(data.obs, reference, sources, label)
+    markers = find_genes(genes, data.var)
+    if label is None:
+        found = "no obs column found" if comparison.label is None else f"obs column {comparison.label!r}"
+        _LOGGER.info("cell types: %s; --label names another", found)
     model.restore_model(ExperimentFolder(exp_folder).job)
     model.prepare_projection(data)
-    evaluation = measure(model.trained, data, comparison, exp_folder.name)
+    evaluation = measure(model.trained, data, comparison, exp_folder.name, markers)
+    names = ["report.html", "evaluation.json", "cells.csv", "genes.csv"]
     with progress.phase("writing the report"), replacing(ExperimentFolder(exp_folder).evaluation) as folder:
         folder.mkdir()
         _write_table(evaluation.cell_table, folder / "cells.csv")
         _write_table(evaluation.gene_table, folder / "genes.csv")
-        (folder / "evaluation.json").write_text(
-            json.dumps(evaluation.result.to_json(), indent=2, allow_nan=False) + "\n"
-        )
+        if markers:
+            _write_table(evaluation.markers.set_index("gene"), folder / "markers.csv")
+            names.append("markers.csv")
+        figures = evaluation.result.to_json()
+        (folder / "evaluation.json").write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
         (folder / "report.html").write_text(render(evaluation), encoding="utf-8")
-    names = ("report.html", "evaluation.json", "cells.csv", "genes.csv")
     return [ExperimentFolder(exp_folder).evaluation / name for name in names]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from anndata.io import read_elem
@@ -13,7 +14,9 @@ from discern.data.containers import open_hdf5
 from discern.data.epochs import number_of_epochs
 from discern.data.structure import check_format, whole_number
 from discern.errors import MissingFileError
+from discern.evaluation.selection import best_measured
 from discern.experiment.edits import describe_edits
+from discern.experiment.init import epochs_trained, size_on_disk, size_text
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover, recover_all
 
@@ -23,16 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from discern.config.reading import Parameters
-
-
-def readable_size(nbytes: float) -> str:
-    """Return a number of bytes in words.
-
-    Example:
-        >>> _size(3_200_000), _size(51e9)
-        ('3 MB', '51.0 GB')
-    """
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
@@ -83,15 +76,14 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
         check_format(uns)
         cells = list(_cells(obs, uns, len(read_elem(handle["var"]))))
     yield from cells
-    if ExperimentFolder(folder).records.is_dir():
-        yield _line("records", f"TF_records/, {readable_size(_disk(folder / 'TF_records'))}")
-    models = list(_models(ExperimentFolder(folder).job))
+    place = ExperimentFolder(folder)
+    if place.records.is_dir():
+        yield _line("records", f"TF_records/, {size_text(size_on_disk(place.records))}")
+    models = list(_models(place.job))
     for model in models or ["not trained yet"]:
         yield _line("model", model)
-    for result in sorted(
-        path for suffix in ("h5ad", "zarr") for path in ExperimentFolder(folder).projected.glob(f"*.{suffix}")
-    ):
-        yield _line("projected", f"{result.name}, {readable_size(_disk(result))}")
+    for result in sorted(path for suffix in ("h5ad", "zarr") for path in place.projected.glob(f"*.{suffix}")):
+        yield _line("projected", f"{result.name}, {size_text(size_on_disk(result))}")
     for name, words in {
         "evaluation/report.html": "evaluation",
         "analysis.json": "search",
@@ -125,10 +117,6 @@ def _maker(uns: Mapping[str, Any]) -> str:
     return "2 (sparse, log-normalised)" if "DISCERN_format" in uns else "1 (dense, standardised; is read as it is)"
 
 
-def _disk(path: Path) -> int:
-    return sum(entry.stat().st_size for entry in [path, *path.rglob("*")] if entry.is_file())
-
-
 def _models(job: Path) -> Iterator[str]:
     for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
         with open_hdf5(path, "not a complete model file") as handle:
@@ -137,17 +125,9 @@ def _models(job: Path) -> Iterator[str]:
             epoch = whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
             loss = f", validation loss {handle.attrs['val_loss']:.6g}" if "val_loss" in handle.attrs else ""
         if epoch is None:
-            yield f"job/{path.name}, {readable_size(path.stat().st_size)}, written by the original program"
+            yield f"job/{path.name}, {size_text(path.stat().st_size)}, written by the original program"
             continue
-        yield f"job/{path.name}, {readable_size(path.stat().st_size)}: epoch {epoch}{loss}"
-
-
-def _epochs(job: Path) -> int | None:
-    """Return how many epochs the model has been trained for, None if there is none of this program's."""
-    if not (job / "last_model.h5").is_file():
-        return None
-    with open_hdf5(job / "last_model.h5", "not a complete model file") as handle:
-        return whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
+        yield f"job/{path.name}, {size_text(path.stat().st_size)}: epoch {epoch}{loss}"
 
 
 _LOG_LINE = re.compile(r"(?P<time>[\d-]+ [\d:]+),\d+ (?P<process>\d+) (?P<level>[A-Z]+) discern[\w.]*: (?P<text>.*)")
@@ -192,12 +172,12 @@ def _ends(level: str, text: str) -> bool:
 def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
     parameters = load_parameters(file)
     training = parameters.experiments[_name_of(folder, parameters)]["training"]
-    epochs, wanted = _epochs(ExperimentFolder(folder).job), number_of_epochs(training, obs)
+    epochs, wanted = epochs_trained(ExperimentFolder(folder).job), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")
     if trained:
-        genes = obs["n_genes"] if "n_genes" in obs else obs["batch"].cat.codes
-        reference = genes.groupby(obs["batch"], observed=True).median().idxmax()
-        yield f"discern project --metadata 'batch:{reference}' {file}"
-        yield f"discern evaluate --reference '{reference}' {file}"
+        reference = quote(best_measured(obs))
+        yield f"discern project --reference {reference} {file}"
+        if (obs["split"] != "train").any():
+            yield f"discern evaluate --reference {reference} {file}"
         yield f"discern onlinetraining --filename NEW.h5ad {file}"

@@ -5,22 +5,30 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata.io import read_elem
 
+from discern.config.presets import TEST_CELLS
 from discern.config.reading import canonical_experiment, load_parameters
 from discern.data import chunks
 from discern.data.chunks import track_blocks
+from discern.data.containers import open_hdf5
+from discern.data.labels import label_column
+from discern.data.structure import whole_number
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
-from discern.experiment.info import readable_size
+from discern.evaluation.selection import best_measured
+from discern.folder.layout import LAST, ExperimentFolder
 from discern.inputs import gene_matching, raw_counts
 from discern.inputs.merging import BatchColumn, Source, batches_of, check_batches, check_names, listed, shared_batches
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import available_cpus
+from discern.runtime.text import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +59,7 @@ class Survey:
         n_genes: Number of genes that all files have.
         n_values: Number of counts that are not zero.
         notes: What the user should look at.
+        labels: For each file the obs column with the cell types, if any.
     """
 
     sources: dict[str, Source]
@@ -59,6 +68,7 @@ class Survey:
     n_genes: int
     n_values: int
     notes: list[str]
+    labels: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:
@@ -71,22 +81,25 @@ class Survey:
         return max(self.genes_per_cell, key=lambda batch: float(np.median(self.genes_per_cell[batch])))
 
 
-def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
+def survey(files: Sequence[Path], batch_column: str | None = None, label: str | None = None) -> Survey:
     """Read raw files and see what is in them.
 
     Args:
         files: Raw counts in one of the formats of `discern.inputs.readers.read_raw_input`.
         batch_column: obs column with the batch, in the files that have it; None to look for one.
+        label: obs column with the cell types, in the files that have it; None to look for one.
 
     Raises:
         MissingFileError: If a file is not there.
-        UnknownNameError: If no file has the column.
+        UnknownNameError: If no file has a column.
         InvalidInputError: If a file cannot be read, holds no counts, or the files have no gene in common.
     """
     check_names(list(map(str, files)))
     layers = {str(path): raw_counts.suggested(path) for path in files}
     inputs = read_raw_inputs(files, layers=layers)
     columns, notes = _batch_columns(inputs, batch_column)
+    labels, said_of_labels = _label_columns(inputs, label)
+    notes += said_of_labels
     batches = {path: batches_of(path, adata.obs, columns[path]) for path, adata in inputs.items()}
     matched = gene_matching.match({path: adata.var for path, adata in inputs.items()})
     lines, genes_per_cell, n_values = [], dict[str, list[np.ndarray]](), 0
@@ -109,7 +122,24 @@ def survey(files: Sequence[Path], batch_column: str | None = None) -> Survey:
     notes += [*check_batches(batches), *matched.warnings]
     joined = {batch: np.concatenate(parts) for batch, parts in sorted(genes_per_cell.items())}
     sources = {path: Source(columns[path], layers[path]) for path in inputs}
-    return Survey(sources, [*lines, *matched.remarks], joined, len(matched.names), n_values, notes)
+    return Survey(sources, [*lines, *matched.remarks], joined, len(matched.names), n_values, notes, labels)
+
+
+def _label_columns(
+    inputs: Mapping[str, anndata.AnnData], wanted: str | None
+) -> tuple[dict[str, str | None], list[str]]:
+    """Return the obs column with the cell types of each file, and what the user should know about them."""
+    if wanted is not None:
+        if not any(wanted in adata.obs for adata in inputs.values()):
+            known = list(dict.fromkeys(str(column) for adata in inputs.values() for column in adata.obs))
+            raise UnknownNameError(f"no file has an obs column {wanted!r}{nearest(wanted, known)}; columns are {known}")
+        return {path: wanted if wanted in adata.obs else None for path, adata in inputs.items()}, []
+    labels = {path: label_column(adata.obs) for path, adata in inputs.items()}
+    named = {path: column for path, column in labels.items() if column is not None}
+    if len(set(named.values())) > 1:
+        listing = ", ".join(f"{column!r} in {path}" for path, column in named.items())
+        return labels, [f"the cell types are in different obs columns, {listing}: give them the same name"]
+    return labels, []
 
 
 def _batch_columns(
@@ -193,7 +223,11 @@ def _genes_per_cell(
 
 
 def write_parameters(
-    files: Sequence[Path], output: Path, batch_column: str | None = None, reference: str | None = None
+    files: Sequence[Path],
+    output: Path,
+    batch_column: str | None = None,
+    reference: str | None = None,
+    label: str | None = None,
 ) -> str:
     """Write a parameter file that fits raw files.
 
@@ -202,6 +236,7 @@ def write_parameters(
         output: The file to write; must not exist.
         batch_column: obs column with the batch; None to look for one.
         reference: The batch to reconstruct the others as; None for the one with most genes in its median cell.
+        label: obs column with the cell types; None to look for one.
 
     Returns:
         What was found and chosen and why, and what to do next.
@@ -213,7 +248,7 @@ def write_parameters(
         raise InvalidInputError(f"{output}: exists already; name another file with --output, or remove it")
     if not output.absolute().parent.is_dir():
         raise MissingFileError(f"{output}: there is no folder {output.parent} to write it to")
-    found = survey(files, batch_column)
+    found = survey(files, batch_column, label)
     batches = list(found.genes_per_cell)
     if reference is not None and reference not in batches:
         raise InvalidInputError(f"there is no batch {reference!r}{nearest(reference, batches)}; batches are {batches}")
@@ -226,18 +261,23 @@ def write_parameters(
     chosen = reference or found.reference
     notes = [*found.notes, *([f"all cells are of one batch, {batches[0]}"] if len(batches) == 1 else [])]
     why = "as you said" if reference else "most genes in its median cell"
+    types = list(dict.fromkeys(column for column in found.labels.values() if column is not None))
+    label = f" --label {quote(label)}" if label is not None else ""
     return "\n".join(
         [
             *found.lines,
             f"{found.n_genes:,} genes in common",
             "",
-            f"{'batch':30} {'cells':>9} {'genes of the median cell':>26}",
+            f"{'batch':36} {'cells':>10} {'genes of the median cell':>26}",
             *(
-                f"{batch:30} {len(genes):9,} {int(np.median(genes)):26,}"
-                + (f"  reference: {why}" if batch == chosen else "")
+                f"{short(batch, 36):36} {len(genes):10,} {int(np.median(genes)):26,}"
                 for batch, genes in found.genes_per_cell.items()
             ),
             "",
+            f"reference: {chosen} ({why}; --reference names another)",
+            f"cell types: obs column {' or '.join(map(repr, types))}"
+            if types
+            else "cell types: no obs column found; --label names it, if there is one",
             *(f"{key}: {value} ({reason})" for key, value, reason in reasons),
             _memory(found, canonical_experiment(experiment)),
             *(f"LOOK: {note}" for note in notes),
@@ -245,8 +285,8 @@ def write_parameters(
             f"wrote {output}; next:",
             f"  discern process {output}",
             f"  discern train {output}",
-            f"  discern project --metadata 'batch:{chosen}' {output}",
-            f"  discern evaluate --reference '{chosen}' {output}",
+            f"  discern project --reference {quote(chosen)} {output}",
+            f"  discern evaluate --reference {quote(chosen)}{label} {output}",
         ]
     )
 
@@ -267,7 +307,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         "input_ds": {
             "raw_input": _raw_input(found.sources),
             "filtering": {"min_genes": min_genes, "min_cells": 3},
-            "split": {"split_seed": 0, "test_cells": 0.1},
+            "split": {"split_seed": 0, "test_cells": TEST_CELLS},
             "n_cpus_preprocessing": cpus,
         },
         "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0},
@@ -277,7 +317,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
     reasons = [
         ("preset", "auto", f"did best on held-out cells of real data; {recipe}"),
         ("min_genes", min_genes, why_genes),
-        ("test_cells", 0.1, "training never sees them; `discern evaluate` compares with them"),
+        ("test_cells", TEST_CELLS, "training never sees them; `discern evaluate` compares with them"),
         ("GPU", gpus, "found one" if gpus else "found none"),
         ("n_cpus_preprocessing, parallel_pc", cpus, "what this machine has"),
         ("seed", 0, "the same result every time"),
@@ -313,9 +353,47 @@ def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
     training = 16 * weights + experiment["training"]["batch_size"] * genes * 4 * 12
     output = found.n_cells * genes * 8
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    held = "read block by block" if streamed else f"about {readable_size(3 * cells)} while they are processed"
+    held = "read block by block" if streamed else f"about {size_text(3 * cells)} while they are processed"
     return (
-        f"memory: cells {readable_size(cells)} ({held}), network about {readable_size(training)} while it is "
-        f"trained, beside 1 GB of libraries; this machine has {readable_size(total)}. "
-        f"Disk: up to {readable_size(output)} for each projection"
+        f"memory: cells {size_text(cells)} ({held}), network about {size_text(training)} while it is trained, beside "
+        f"1 GB of libraries; this machine has {size_text(total)}. Disk: up to {size_text(output)} for each projection"
     )
+
+
+def size_text(nbytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Example:
+        >>> size_text(40_000), size_text(3_200_000), size_text(51e9)
+        ('40 KB', '3 MB', '51.0 GB')
+    """
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.1f} GB"
+    return f"{nbytes / 1e6:.0f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.0f} KB"
+
+
+def reference_of(folder: Path) -> str | None:
+    """Return the usual reference of a processed experiment, see `best_measured`; None if that cannot be told.
+
+    Args:
+        folder: EXPERIMENTS_DIR/NAME.
+    """
+    processed = ExperimentFolder(folder).cells
+    if not processed.is_file():
+        return None
+    with open_hdf5(processed, "cannot be read as processed cells", whole=("obs",)) as handle:
+        obs = read_elem(handle["obs"])
+    return best_measured(obs) if "batch" in obs else None
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(entry.stat().st_size for entry in [path, *path.rglob("*")] if entry.is_file())
+
+
+def epochs_trained(job: Path) -> int | None:
+    """Return how many epochs the model has been trained for, None if there is none of this program's."""
+    if not (job / LAST).is_file():
+        return None
+    with open_hdf5(job / LAST, "not a complete model file") as handle:
+        return whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None

@@ -24,6 +24,7 @@ def run_projection(
     layers: Sequence[str] = RESULTS,
     dtype: str = "float32",
     suffix: str = ".h5ad",
+    reference: str | None = None,
 ) -> list[Path]:
     """Reconstruct the cells of an experiment; `discern.model.targets.target_labels` says what the metadata mean.
 
@@ -36,6 +37,7 @@ def run_projection(
         layers: Which of "X", "estimated_counts", "estimated_dropouts" and "measured" to write.
         dtype: "float32" or "float16", of matrices stored dense.
         suffix: ".h5ad" or ".zarr".
+        reference: A batch to decode all cells as.
 
     Returns:
         The files written, in `projected/`.
@@ -53,8 +55,8 @@ def run_projection(
     if all_batches:
         targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
     check = CheckMetaData(data.obs)
-    for target in targets:
+    for target in [*targets, *([("batch", reference)] if reference is not None else [])]:
         check.check(target)
     model.restore_model(ExperimentFolder(exp_folder).job)
-    folder = ExperimentFolder(exp_folder).projected
-    return model.project_to_metadata(data, list(dict.fromkeys(targets)), folder, store_sigmas, layers, dtype, suffix)
+    folder, targets = ExperimentFolder(exp_folder).projected, list(dict.fromkeys(targets))
+    return model.project_to_metadata(data, targets, folder, store_sigmas, layers, dtype, suffix, reference)

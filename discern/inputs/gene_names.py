@@ -64,10 +64,11 @@ _GENE_NAME = re.compile(
     re.IGNORECASE,
 )
 _CELL_NAME = re.compile(
-    r"(.*[_.:#|-])?[ACGTN]{8,}([-_.]\w+)*|[A-P]0?\d{1,2}|.*[_.-][A-P]\d{1,2}|cell[-_. ]?\d+.*|[SED]RR\d+\w*|GSM\d+.*|"
+    r"(.*[_.:#|-])?[ACGTN]{8,}([-_.]\w+)*|.*[_.-][A-P]\d{1,2}|cell[-_. ]?\d+.*|[SED]RR\d+\w*|GSM\d+.*|"
     r"(well|barcode|bc|sample|plate)[-_. ]?\d+.*",
     re.IGNORECASE,
 )
+_WELL = re.compile(r"[A-P]0?([1-9]|1\d|2[0-4])", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
 
 
@@ -122,16 +123,18 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
 
 
 def are_numbers(names: pd.Index) -> bool:
-    """Return whether names are nothing but the places of the genes: "0", "1", ... or "1", "2", ...
+    """Return whether names are nothing but the places of the genes: "0", "1", ... or "1", "2", ..., R's "V1", "V2", ...
 
     Example:
-        >>> are_numbers(pd.Index(["0", "1", "2"])), are_numbers(pd.Index(["7157", "672"]))
-        (True, False)
+        >>> are_numbers(pd.Index(["0", "1", "2"])), are_numbers(pd.Index(["V1", "V2"]))
+        (True, True)
+        >>> are_numbers(pd.Index(["7157", "672"]))
+        False
     """
-    if not len(names) or str(names[0]) not in ("0", "1"):
+    if not len(names) or str(names[0]) not in ("0", "1", "V1", "X1"):
         return False
-    first = int(names[0])
-    return list(map(str, names)) == [str(number) for number in range(first, first + len(names))]
+    letter, first = str(names[0])[:-1], int(str(names[0])[-1])
+    return list(map(str, names)) == [f"{letter}{number}" for number in range(first, first + len(names))]
 
 
 def check_names(inputs: Mapping[str, ad.AnnData]) -> None:
@@ -181,16 +184,17 @@ def look_like_genes(names: Sequence[str]) -> float:
     """Return how far names look like those of genes: 1 if all do, -1 if all look like those of cells.
 
     Example:
-        >>> look_like_genes(["ENSG00000000003", "GAPDH"]), look_like_genes(["AAACCTGAGAAACCAT-1", "A1", "17"])
+        >>> look_like_genes(["ENSG00000000003", "GAPDH"]), look_like_genes(["AAACCTGAGAAACCAT-1", "A1", "B1", "17"])
         (1.0, -1.0)
     """
     genes = cells = 0
+    rows_of_wells = {name[0].upper() for name in names if _WELL.fullmatch(name)}
     for name in names:
         if _NUMBER.fullmatch(name):
             cells += 1
         elif _GENE_NAME.fullmatch(name):
             genes += 1
-        elif _CELL_NAME.fullmatch(name):
+        elif _CELL_NAME.fullmatch(name) or (len(rows_of_wells) > 1 and _WELL.fullmatch(name)):
             cells += 1
     known = genes + cells
     # A tenth of names that are known is enough: most genes have none that only a gene can have.

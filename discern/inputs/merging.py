@@ -28,7 +28,7 @@ from discern.data.chunks import Matrix, is_lazy, rows_per_block
 from discern.data.structure import check_texts
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
 from discern.inputs import gene_matching
-from discern.inputs.gene_names import only_genes
+from discern.inputs.gene_names import SYMBOL_COLUMNS, are_numbers, column_of, only_genes
 from discern.inputs.readers import dataset_name
 from discern.runtime.foreign import reading
 
@@ -44,6 +44,7 @@ BatchColumn = str | Literal[False] | None
 _BATCH = "batch"
 _SHOWN = 5
 _FEW_DIFFERENCES = 0.1
+_LIKE_MISSING = {"nan", "na", "n/a", "none", "null", "<na>", "nat", "-", "?"}
 
 
 class Source(NamedTuple):
@@ -121,12 +122,23 @@ def merge_data_sets(
         >>> merged.shape, batches
         ((4, 1), {0: 'a', 1: 'b'})
     """
+    if not raw_inputs:
+        raise InvalidInputError("expected cells to merge, got no input")
     check_names(raw_inputs)
     for key, adata in raw_inputs.items():
+        if not adata.n_obs:
+            raise InvalidInputError(f"{key}: expected cells, there are none")
         with reading(key, "cannot be used"):
             check_texts(pd.DataFrame(index=adata.obs_names), "obs")
             check_texts(pd.DataFrame(index=adata.var_names), "var")
     raw_inputs = {key: only_genes(adata, key) for key, adata in raw_inputs.items()}
+    numbered = [key for key, adata in raw_inputs.items() if are_numbers(adata.var_names)]
+    if numbered and len(raw_inputs) > 1:
+        _LOGGER.warning(
+            "%s: the genes have running numbers as names (%s, ...): they are matched by their place; put their names "
+            "into var_names",
+            *(", ".join(numbered), raw_inputs[numbered[0]].var_names[0]),
+        )
     batches = {key: batches_of(key, adata.obs, batch_keys.get(key)) for key, adata in raw_inputs.items()}
     for note in check_batches(batches):
         warnings.warn(note, stacklevel=2)
@@ -233,6 +245,12 @@ def check_batches(batches: Mapping[str, pd.Categorical]) -> list[str]:
         for names in alike.values()
         if len(names) > 1
     ]
+    for key, values in batches.items():
+        if missing := [name for name in values.categories if name.strip().casefold() in _LIKE_MISSING]:
+            notes.append(
+                f"{key}: {int(values.isin(missing).sum()):,} cells have the batch {listed(missing)}, which looks like "
+                "a missing value: it is taken as the name of a batch"
+            )
     return notes
 
 
@@ -338,7 +356,21 @@ def _merged_var(
     renamed = set_aside({first: result}, VAR_COLUMNS, "var")
     if matched.by is not None and matched.by not in result:
         result[matched.by] = np.asarray(matched.keys, dtype=object)
+    if column_of(result, SYMBOL_COLUMNS) is None:
+        _keep_symbols(result, frames)
     return result, renamed
+
+
+def _keep_symbols(result: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Add the symbols of the genes, if a single input has them."""
+    found = {key: column for key, frame in frames.items() if (column := column_of(frame, SYMBOL_COLUMNS)) is not None}
+    if len(found) != 1:
+        return
+    ((key, column),) = found.items()
+    symbols = frames[key][column]
+    if not pd.api.types.is_numeric_dtype(symbols.dtype):
+        result[column] = symbols.to_numpy()
+        _LOGGER.info("the symbols of the genes, var column %r, are those of %s", column, key)
 
 
 def _equal(one: pd.Series, other: pd.Series) -> np.ndarray:

@@ -44,7 +44,9 @@ _CELL_CORNERS = {
 _NO_CELLS = {
     *("chr", "chrom", "chromosome", "seqname", "start", "end", "strand", "length", "gene_length", "exon_length"),
     *("gene_biotype", "biotype", "gene_type", "description", "gene_description", "gc_content", "entrezgene"),
-    *("chromosome_name", "start_position", "end_position", "width"),
+    *("chromosome_name", "start_position", "end_position", "width", "entrez_id", "entrez", "entrezid", "hgnc_id"),
+    *("entrez_gene_id", "ncbi_gene_id", "ncbi_id", "transcript_length", "cds_length", "exon_count", "gc_percent"),
+    *("percentage_gene_gc_content", "basepairs", "locus", "map_location"),
 }
 _ONE_SAMPLE = {
     *("est_counts", "eff_length", "effective_length", "tpm", "fpkm", "rpkm", "expected_count", "isopct"),
@@ -174,7 +176,13 @@ def _first_column(path: Path, header: list[str], rows: list[list[str]]) -> int:
         raise InvalidInputError(
             f"{path}: expected names of cells or genes in the first line, got numbers: {_cut(', '.join(header))}"
         )
-    numbered = are_numbers(pd.Index([row[0] for row in rows]))
+    names = [row[0] for row in rows]
+    if all(map(_is_number, names)) and len(set(names)) < 0.9 * len(names):
+        raise InvalidInputError(
+            f"{path}: expected names of genes or cells in the first column, got numbers that repeat: "
+            f"{_cut(', '.join(names))}; write the names in front of each row"
+        )
+    numbered = are_numbers(pd.Index(names))
     if len(header) > 2 and numbered and not any(_is_number(row[1]) for row in rows):
         _LOGGER.warning("%s: the first column numbers the rows; their names are taken from column %r", path, header[1])
         return 2
@@ -351,10 +359,11 @@ def _not_a_number(
                         text = "" if not isinstance(value, str) else value.strip()
                         if text == "" or not _is_number(text, layout.decimal):
                             column = layout.header[place - layout.first]
+                            advice = "take columns that are no cells out, and put the names into the first"
                             said = f"holds {_cut(text)!r}" if text else "holds nothing"
                             return InvalidInputError(
                                 f"{path}: expected a number in each column but the first, column {column!r} {said} in "
-                                f"row {row!r}; take columns that are no cells out, and put the names into the first"
+                                f"row {row!r}; {advice if text else 'write 0 where nothing was counted'}"
                             )
     except (ValueError, pd.errors.ParserError):
         pass

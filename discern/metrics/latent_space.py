@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from discern.data.annotation import CheckMetaData
 from discern.errors import InvalidInputError, UnknownNameError
+from discern.model.trust import Unseen
 
 if TYPE_CHECKING:
     import anndata
     import numpy.typing as npt
     import pandas as pd
+
+_LOGGER = logging.getLogger(__name__)
 
 
 #: Reference cells to which the distance of a cell is the mean.
@@ -186,11 +190,14 @@ def kept_neighbours(before: npt.NDArray, after: npt.NDArray, k: int = 15) -> dic
 
 
 def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
-    """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space.
+    """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space, and who is beyond a line.
 
     See `discern.metrics.latent_space.reference_distance` for its meaning. A cell that stands out is of a type that
     the reference
-    lacks, and its reconstruction is not to be trusted.
+    lacks, and its reconstruction is not to be trusted. `obs["discern_beyond"]` is true where the distance is greater
+    than that of 95 % of the reference's cells that training did not see (or of those that it saw, if fewer than ten
+    were held out); `uns["discern_line"]` holds that distance and what cells it is of. One in twenty cells of a type
+    that the reference has is beyond, too: it is whole types or clusters of which most cells are that count.
 
     Args:
         adata: Projected cells with `obsm["X_DISCERN"]` and obs `batch` and `split`, those of the reference among them.
@@ -207,6 +214,20 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
         raise UnknownNameError(f"the cells have no {' and '.join(wanted)}: expected the result of `discern project`")
     CheckMetaData(adata.obs).check(("batch", reference))
     training = training_cells(adata.obs, reference)
-    adata.obs["discern_distance"] = reference_distance(
-        np.asarray(adata.obsm["X_DISCERN"]), adata.obs["batch"].astype(str).to_numpy(), training, k
-    )
+    batch = adata.obs["batch"].astype(str)
+    distance = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), batch.to_numpy(), training, k)
+    unseen = Unseen.of(adata.obs, reference, most=adata.n_obs)
+    line = float(np.quantile(distance[training if unseen is None else unseen.rows], 0.95))
+    beyond = distance > line
+    adata.obs["discern_distance"], adata.obs["discern_beyond"] = distance, beyond
+    adata.uns["discern_line"] = {"distance": line, "split": "train" if unseen is None else unseen.split}
+    for name in sorted(set(batch) - {reference}):
+        here = (batch == name).to_numpy()
+        _LOGGER.info(
+            "%s: %d of %d cells (%.0f %%) are farther from %s than 95 %% of its own",
+            name,
+            beyond[here].sum(),
+            here.sum(),
+            100 * beyond[here].mean(),
+            reference,
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern.folder.layout import UNFINISHED, ExperimentFolder
+from discern.model import history
 from discern.model.checkpoint import Begun, save, save_unfinished
 from discern.model.model_file import is_model_file
 from discern.model.visualisation import VisualisationCallback
@@ -21,7 +24,6 @@ from discern.runtime.atomic import cause_in_system, remove_partial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from discern.data.processed import DISCERNData
     from discern.model.trained import TrainedNetwork
@@ -128,6 +130,10 @@ class TrainingProgress(keras.callbacks.Callback):
         """Close the bar."""
         self._open.close()
 
+    def close(self) -> None:
+        """Leave the bar as it is, when the training does not end well."""
+        self._open.__exit__(*sys.exc_info())
+
 
 def _parts(logs: Logs) -> str:
     names = {
@@ -193,6 +199,8 @@ class Checkpoint(keras.callbacks.Callback):
     from there (`DISCERN.resume`) does the steps that are left of that epoch; they shuffle the cells anew, so some are
     seen twice in it and others not. The losses of the epoch are those of all its steps.
 
+    The losses of all epochs are written to `job/history.json`.
+
     A model whose loss is not finite is not written, so that the last good one stays.
 
     Args:
@@ -247,13 +255,15 @@ class Checkpoint(keras.callbacks.Callback):
                 self.model.stop_training = False
             save(replace(self.trained, epoch=epoch + 1), self.directory, logs.get("val_loss"))
             if not self._is_file:
+                losses = {name: [float(value)] for name, value in logs.items()}
+                history.write(self.directory, losses, first_epoch=epoch + 1)
                 (self.directory / UNFINISHED).unlink(missing_ok=True)
         self._saved = time.monotonic()
 
 
 def create_callbacks(
     early_stopping_limits: Mapping[str, Any] | None,
-    exp_folder: Path,
+    exp_folder: str | Path,
     inputdata: DISCERNData | None = None,
     umap_cells_no: int | None = None,
     profile_batch: int | tuple[int, int] = 2,
@@ -274,7 +284,7 @@ def create_callbacks(
         >>> [type(c).__name__ for c in create_callbacks({"patience": 3}, Path("experiment"))]
         ['TerminateOnNaN', 'TensorBoard', 'TrainingProgress', 'DelayedEarlyStopping']
     """
-    job = ExperimentFolder(exp_folder).job
+    job = ExperimentFolder(Path(exp_folder)).job
     callbacks: list[keras.callbacks.Callback] = [
         keras.callbacks.TerminateOnNaN(),
         TensorBoard(log_dir=str(job), write_graph=False, profile_batch=profile_batch),

@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from discern.config.reading import canonical_experiment, load_parameters
+from discern.config.reading import canonical_experiment, check_experiment, load_parameters
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, NotBuiltError, UnknownNameError, nearest
 from discern.folder import layout
 from discern.model import checkpoint, model_file, projection
 from discern.model.legacy import stored_experiment
-from discern.model.targets import RESULTS, OutputFormat
+from discern.model.targets import RESULTS, OutputFormat, file_name, reference_file_name
 from discern.model.trained import TrainedNetwork
 from discern.model.training import Metrics, check_enough, fit
 from discern.networks import autoencoder, losses, optimizers
@@ -81,11 +81,13 @@ class DISCERN:
         >>> latent, sigma = model.generate_latent_codes(np.zeros((3, 10)), np.eye(2)[[0, 0, 1]], batch_size=2)
         >>> latent.shape
         (3, 4)
+        >>> model
+        <DISCERN: encoder [8], latent_dim 4, decoder [8]; 10 genes, 2 batches, trained for 0 epochs>
     """
 
     def __init__(
         self,
-        *,
+        *positional: Any,
         latent_dim: int = 48,
         encoder: Mapping[str, Any] | None = None,
         decoder: Mapping[str, Any] | None = None,
@@ -106,8 +108,13 @@ class DISCERN:
         thin_counts: float = 1.0,
         **unknown: Any,
     ) -> None:
+        if positional:
+            raise InvalidInputError(
+                "DISCERN takes its parameters by name, e.g. DISCERN(latent_dim=48); DISCERN.from_json takes a whole "
+                "experiment"
+            )
         for name in unknown:
-            known = [name for name in inspect.signature(DISCERN).parameters if name != "unknown"]
+            known = [name for name in inspect.signature(DISCERN).parameters if name not in ("unknown", "positional")]
             raise UnknownNameError(
                 f"DISCERN has no parameter {name!r}{nearest(name, known)}; DISCERN.from_json takes a whole experiment"
             )
@@ -144,6 +151,14 @@ class DISCERN:
         self.begun: checkpoint.Begun | None = None
         self._trained: TrainedNetwork | None = None
 
+    def __repr__(self) -> str:
+        layers = f"encoder {self.encoder_config['layers']}, latent_dim {self.latent_dim}"
+        network = f"{layers}, decoder {self.decoder_config['layers']}"
+        if self.wae_model is None:
+            return f"<DISCERN: {network}; not built>"
+        genes, labels = (given.shape[-1] for given in self.encoder.inputs)
+        return f"<DISCERN: {network}; {genes:,} genes, {labels} batches, trained for {self.start_step} epochs>"
+
     @classmethod
     def from_json(cls, jsondata: Mapping[str, Any]) -> DISCERN:
         """Make an estimator from one EXPERIMENT of parameters.json.
@@ -156,6 +171,7 @@ class DISCERN:
             UnknownNameError: If a key is lacking or unknown (a KeyError).
             InvalidInputError: If a value is not valid.
         """
+        check_experiment(jsondata)
         for section in () if jsondata.get("preset") else ("model", "training"):
             if section not in jsondata:
                 raise UnknownNameError(f"the experiment lacks the section {section!r}; it has {', '.join(jsondata)}")
@@ -238,8 +254,14 @@ class DISCERN:
             n_genes: Number of genes.
             n_labels: Number of batches.
             scale: Number of training cells in all, the T of MMD++.
+
+        Raises:
+            InvalidInputError: If a number is not positive, or the network does not fit into memory.
         """
-        self._begin(TrainedNetwork(self._network(n_genes, n_labels, scale)))
+        for name, number in (("n_genes", n_genes), ("n_labels", n_labels), ("scale", scale)):
+            if not number > 0:
+                raise InvalidInputError(f"{name}: expected a positive number, got {number}")
+        self._begin(TrainedNetwork(self._network(int(n_genes), int(n_labels), scale)))
 
     def begin(self, data: DISCERNData) -> None:
         """Make the network with fresh weights for the genes, batches, scaling and number of cells of some data."""
@@ -351,6 +373,10 @@ class DISCERN:
         """
         _check_processed(inputdata)
         _check_savepath(savepath)
+        if "split" not in inputdata.obs:
+            raise UnknownNameError("expected an obs column 'split', which says what to train on: call recipe.split")
+        if max_steps < 1:
+            raise InvalidInputError(f"max_steps: expected 1 epoch or more, got {max_steps}")
         if not self.weighting_decoder_dropout:
             _LOGGER.warning(
                 "model.weighting_decoder_dropout is 0: the detection probability is not learnt, and X of projections, "
@@ -482,7 +508,12 @@ class DISCERN:
             self._adopt(input_data.scaling, genes, batches)
 
     def reconstruct(
-        self, input_data: DISCERNData, column: str | None, column_value: str | None, store_sigmas: bool = False
+        self,
+        input_data: DISCERNData,
+        column: str | None,
+        column_value: str | None,
+        store_sigmas: bool = False,
+        intervals: bool = False,
     ) -> anndata.AnnData:
         """Decode cells as if they had been measured otherwise, in memory.
 
@@ -491,6 +522,9 @@ class DISCERN:
             column: obs column that chooses the labels to decode with; None for each cell's own batch.
             column_value: Value of that column; "" or None for each cell's own group.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+            intervals: Whether `layers["estimated_low"]` and `["estimated_high"]` are added, see
+            `discern.model.trust`; for
+                one batch only, of which some cells must have been held out.
 
         Returns:
             Cells x genes: X with each estimate kept with its detection probability, `layers["estimated_counts"]`,
@@ -505,7 +539,7 @@ class DISCERN:
         _check_processed(input_data)
         self.prepare_projection(input_data)
         return projection.reconstruct(
-            self.trained, input_data, column, column_value, self.seed or 0, store_sigmas=store_sigmas
+            self.trained, input_data, column, column_value, self.seed or 0, store_sigmas, intervals
         )
 
     def project_to_metadata(
@@ -517,6 +551,7 @@ class DISCERN:
         layers: Sequence[str] = RESULTS,
         dtype: str = "float32",
         suffix: str = ".h5ad",
+        reference: str | None = None,
     ) -> list[Path]:
         """Encode the cells once and write one file for each set of labels to decode them with.
 
@@ -527,12 +562,15 @@ class DISCERN:
         Args:
             input_data: Preprocessed cells, log-normalised.
             metadata: (column, value) pairs, or "column:value", see `reconstruct`; empty to decode each cell with its
-                own batch.
-            save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad`.
+                own batch, unless there is a `reference`.
+            save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad` and
+                `projected_to_reference_BATCH.h5ad`.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
-            layers: Which of "X", "estimated_counts", "estimated_dropouts" and "measured" to write.
+            layers: Which of "X", "estimated_counts", "estimated_dropouts", "measured", "estimated_low" and
+                "estimated_high" to write; the last two for projections to one batch only.
             dtype: "float32" or "float16", of matrices stored dense.
             suffix: ".h5ad" or ".zarr".
+            reference: A batch to decode all cells as.
 
         Returns:
             The files written, each complete or not there.
@@ -542,14 +580,19 @@ class DISCERN:
         """
         output = OutputFormat(layers, dtype, suffix)
         _check_processed(input_data)
-        targets = [parse_metadata(target) for target in metadata] or [(None, None)]
+        targets = [parse_metadata(target) for target in metadata]
+        if not targets and reference is None:
+            targets = [(None, None)]
         check = CheckMetaData(input_data.obs)
-        for column, value in targets:
+        for column, value in [*targets, *([("batch", reference)] if reference is not None else [])]:
             if column is not None:
                 check.check((column, value))
+        named = {file_name(*target, suffix, input_data.obs): target for target in targets}
+        if reference is not None:
+            named = {reference_file_name(reference, suffix, input_data.obs): ("batch", reference)} | named
         self.prepare_projection(input_data)
         return projection.project(
-            self.trained, input_data, targets, Path(save_path), output, self.seed or 0, store_sigmas=store_sigmas
+            self.trained, input_data, named, Path(save_path), output, self.seed or 0, store_sigmas
         )
 
 
@@ -563,6 +606,10 @@ def _check_processed(data: Any) -> None:
         raise InvalidInputError(
             f"expected processed cells as DISCERNData, got {type(data).__name__}: write DISCERNData(cells, batch_size) "
             "with the result of WAERecipe, or use discern.reconstruct for raw counts"
+        )
+    if not data.is_logged:
+        raise InvalidInputError(
+            "these cells are not log-normalised: call the recipe, or after its scaling scanpy.pp.log1p(recipe.sc_raw)"
         )
 
 

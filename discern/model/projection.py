@@ -14,13 +14,15 @@ from discern.data.annotation import give_back, np_one_hot
 from discern.data.chunks import iter_blocks
 from discern.data.scaling import sample_counts
 from discern.data.writers import write_blocks
+from discern.errors import InvalidInputError
 from discern.metrics.latent_space import add_distance, training_cells
-from discern.model.targets import OutputFormat, file_name, target_labels
+from discern.model.targets import INTERVALS, OutputFormat, target_labels
 from discern.model.trained import CHUNK_SIZE
+from discern.model.trust import Calibration, Unseen, calibrate, gene_trust, tell_split
 from discern.runtime import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from discern.data.processed import DISCERNData
     from discern.model.trained import TrainedNetwork
+    from discern.model.trust import Coding
 
 
 @dataclass(frozen=True)
@@ -110,39 +113,59 @@ def reconstruct(
     value: str | None,
     seed: int = 0,
     store_sigmas: bool = False,
+    intervals: bool = False,
 ) -> anndata.AnnData:
     """Decode cells in memory; see `discern.DISCERN.reconstruct`."""
     cells = EncodedCells.of(trained, data)
-    targets = target_labels(cells.obs, cells.batch_onehot, column, value)
-    result = _without_matrices(cells, data, column, value, store_sigmas)
+    batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
+    calibration = _calibration(trained, cells, data, column, value) if intervals else None
+    result = _without_matrices(trained, cells, data, column, value, store_sigmas)
     rng = np.random.default_rng(seed)
-    chunks = [(*chunk, chunk.sampled(rng)) for chunk in decoded_chunks(trained, cells.latent, targets)]
+    chunks = [(*chunk, chunk.sampled(rng)) for chunk in decoded_chunks(trained, cells.latent, batch_onehot)]
     counts, detection, sampled = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     result.X = sampled
     result.layers["estimated_counts"] = counts
     result.layers["estimated_dropouts"] = detection
     result.layers["measured"] = data.X
+    if calibration is not None:
+        for name, ends in zip(INTERVALS, calibration.interval(counts, detection), strict=True):
+            result.layers[name] = ends
     return result
 
 
 def project(
     trained: TrainedNetwork,
     data: DISCERNData,
-    targets: Sequence[tuple[str | None, str | None]],
+    targets: Mapping[str, tuple[str | None, str | None]],
     folder: Path,
     output: OutputFormat,
     seed: int = 0,
     store_sigmas: bool = False,
 ) -> list[Path]:
-    """Encode cells once and write a file for each target; see `discern.DISCERN.project_to_metadata`."""
+    """Encode cells once and write a file for each target; see `discern.DISCERN.project_to_metadata`.
+
+    Args:
+        trained: The network.
+        data: Processed cells.
+        targets: Name of the file -> obs column and its value.
+        folder: Where the files go.
+        output: What they hold.
+        seed: Of the draws of X.
+        store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+    """
     cells = EncodedCells.of(trained, data)
+    calibrations: dict[str, Calibration] = {}
+    if set(INTERVALS) & set(output.layers):
+        calibrations = {name: _calibration(trained, cells, data, *target) for name, target in targets.items()}
     written: list[Path] = []
-    for column, value in targets:
-        path = folder / file_name(column, value, output.suffix, data.obs)
+    for name, (column, value) in targets.items():
+        path = folder / name
         batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
         count = -(-len(cells.latent) // CHUNK_SIZE)
-        chunks = _written_chunks(trained, cells, data, batch_onehot, output.layers, np.random.default_rng(seed))
-        empty = _without_matrices(cells, data, column, value, store_sigmas)
+        chunks = _written_chunks(
+            trained, cells, data, batch_onehot, output.layers, np.random.default_rng(seed), calibrations.get(name)
+        )
+        empty = _without_matrices(trained, cells, data, column, value, store_sigmas)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
     return written
@@ -155,22 +178,70 @@ def _written_chunks(
     batch_onehot: npt.NDArray[np.float32],
     layers: Sequence[str],
     rng: np.random.Generator,
+    calibration: Calibration | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     measured = iter_blocks(data.X, CHUNK_SIZE) if "measured" in layers else itertools.repeat((None, None))
     for decoded, (_, own) in zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False):
         chunk = {"estimated_counts": decoded.counts, "estimated_dropouts": decoded.detection, "measured": own}
+        if calibration is not None:
+            chunk |= zip(INTERVALS, calibration.interval(*decoded), strict=True)
         if "X" in layers:
             chunk["X"] = decoded.sampled(rng)
         yield {layer: chunk[layer] for layer in layers}
 
 
 def _without_matrices(
-    cells: EncodedCells, data: DISCERNData, column: str | None, value: str | None, store_sigmas: bool
+    trained: TrainedNetwork,
+    cells: EncodedCells,
+    data: DISCERNData,
+    column: str | None,
+    value: str | None,
+    store_sigmas: bool,
 ) -> anndata.AnnData:
     uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
+    if column is not None:
+        uns["DISCERN"] = {**uns["DISCERN"], "projected_to": {"column": column, "value": value or ""}}
     obsm = {"X_DISCERN": cells.latent} | ({"X_DISCERN_sigma": cells.sigma} if store_sigmas else {})
     result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
-    if column == "batch" and value and training_cells(result.obs, value).sum() > 1:
-        add_distance(result, value)
+    reference = value if column == "batch" and value else None
+    if reference is not None and training_cells(result.obs, reference).sum() > 1:
+        add_distance(result, reference)
+    _add_trust(result, trained, cells, data, reference)
     give_back(result)
     return result
+
+
+def _add_trust(
+    result: anndata.AnnData, trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, reference: str | None
+) -> None:
+    unseen = Unseen.of(cells.obs, reference)
+    tell_split(unseen, "var discern_trust")
+    result.var["discern_trust"] = np.full(result.n_vars, np.nan, dtype=np.float32)
+    result.uns["discern_trust"] = {"cells": 0}
+    if unseen is not None:
+        batches = cells.batch_onehot.argmax(axis=1)
+        result.var["discern_trust"] = gene_trust(data.X, unseen, batches, _auto_encoding(trained, cells))
+        result.uns["discern_trust"] = {"cells": len(unseen.rows), "split": unseen.split}
+
+
+def _calibration(
+    trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, column: str | None, value: str | None
+) -> Calibration:
+    """Return what gives the intervals of a projection to one batch; see `discern.model.trust.calibrate`."""
+    if column != "batch" or not value:
+        raise InvalidInputError(
+            "intervals are of a new measurement of the cell by one batch's technology: project to batch:NAME"
+        )
+    return calibrate(data.X, Unseen.of(cells.obs, value), _auto_encoding(trained, cells))
+
+
+def _auto_encoding(trained: TrainedNetwork, cells: EncodedCells) -> Coding:
+    def rebuild(
+        expression: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        latent, _ = trained.encode(expression, cells.batch_onehot[rows])
+        chunks = trained.decode(latent, cells.batch_onehot[rows])
+        counts, detection = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        return counts, detection
+
+    return rebuild

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 RESULTS = ("X", "estimated_counts", "estimated_dropouts")
 """What a projected file holds unless another choice is made: the sampled expression and the layers."""
 
-MATRICES = (*RESULTS, "measured")
-"""What a projected file may hold: also the cells as they were measured."""
+INTERVALS = ("estimated_low", "estimated_high")
+"""The ends of the interval of each estimate."""
+
+MATRICES = (*RESULTS, "measured", *INTERVALS)
+"""What a projected file may hold: also the cells as they were measured, and intervals."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,26 @@ def file_name(column: str | None, value: str | None, suffix: str = ".h5ad", obs:
         changed = name != wanted or (value or "") == "" or _is_longer_column(obs, column)
         name = file_part(wanted, unique=changed)
     return f"projected_to_average_{name}{suffix}"
+
+
+def reference_file_name(reference: str, suffix: str = ".h5ad", obs: pd.DataFrame | None = None) -> str:
+    """Return the name of the file of all cells as if measured like those of a reference batch.
+
+    Args:
+        reference: The batch.
+        suffix: ".h5ad" or ".zarr".
+        obs: The cells' annotation: where two of its batches would get the same name, each ends in eight figures of a
+            hash.
+
+    Example:
+        >>> reference_file_name("celseq2"), reference_file_name("donor 1/a")
+        ('projected_to_reference_celseq2.h5ad', 'projected_to_reference_donor_1_a.h5ad')
+    """
+    name = file_part(reference)
+    known: Sequence[str] = [] if obs is None else obs["batch"].astype("category").cat.categories.astype(str).tolist()
+    if any(file_part(other).casefold() == name.casefold() for other in known if other != reference):
+        name = file_part(reference, unique=True)
+    return f"projected_to_reference_{name}{suffix}"
 
 
 def _joined(column: str, value: str | None) -> str:

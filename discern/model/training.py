@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from discern.errors import InvalidInputError
-from discern.model.callbacks import Checkpoint, DelayedEarlyStopping
+from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress
 from discern.model.visualisation import VisualisationCallback
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def fit(
                 verbose=0,
             ).history
     finally:
-        for callback in pictures:
-            callback.close()
+        for callback in callbacks:
+            if isinstance(callback, TrainingProgress | VisualisationCallback):
+                callback.close()
     finite = int(np.isfinite(history.get("loss", [])).sum())
     return replace(trained, epoch=trained.epoch + finite), Metrics(history)

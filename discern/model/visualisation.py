@@ -17,6 +17,7 @@ from anndata.io import write_elem
 from discern.data.annotation import np_one_hot
 from discern.data.chunks import iter_blocks
 from discern.data.components import PrincipalComponents
+from discern.data.labels import label_column
 from discern.data.scaling import parse_mean_var
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.model.projection import decoded_chunks
@@ -47,7 +48,8 @@ class VisualisationCallback(keras.callbacks.Callback):
     drawn the next is left out; the last one is waited for.
 
     Args:
-        outdir: Folder for the pictures (`epoch_N_COLUMN.png`, one for each categorical obs column).
+        outdir: Folder for the pictures: `epoch_N_batch.png`, and `epoch_N_COLUMN.png` by the obs column of cell types
+            (see `discern.data.labels.label_column`), if there is one that says something else.
         data: Log-normalised cells with obs `batch`. Those with `split == "valid"`, or all if there is no `split`, of
             the ten largest batches are drawn. Without principal components in them, some are found.
         batch_size: Most cells to draw; more are sampled.
@@ -63,6 +65,8 @@ class VisualisationCallback(keras.callbacks.Callback):
         super().__init__()
         if "batch" not in data.obs:
             raise UnknownNameError(f"expected an obs column 'batch', there are {list(data.obs)}")
+        if freq < 1 or batch_size < 1:
+            raise InvalidInputError(f"expected freq and batch_size of 1 or more, got {freq} and {batch_size}")
         self.outdir = Path(outdir)
         self.batch_size = batch_size
         self.freq = freq
@@ -135,7 +139,7 @@ class VisualisationCallback(keras.callbacks.Callback):
         cells = self._scratch.path / "cells.h5ad"
         # h5ad files take no slash in a name; the worker turns the names back
         obsm = {quote(title, safe=""): values for title, values in self._representations().items()}
-        obs = self.obs.rename(columns=lambda name: quote(str(name), safe=""))
+        obs = self._shown().rename(columns=lambda name: quote(str(name), safe=""))
         with OutputFile(cells) as file:
             write_elem(file, "/", anndata.AnnData(obs=obs, obsm=obsm))
         command = [
@@ -148,6 +152,12 @@ class VisualisationCallback(keras.callbacks.Callback):
         ]
         # A process of its own rather than multiprocessing, which would run the user's script again.
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def _shown(self) -> pd.DataFrame:
+        """Return what the cells are coloured by: batch and type."""
+        label = label_column(self.obs.drop(columns="batch"))
+        types = {} if label is None else {label: self.obs[label].astype("category")}
+        return self.obs[["batch"]].assign(**types)
 
     def _collect(self) -> None:
         """Wait for the pictures that are being drawn."""

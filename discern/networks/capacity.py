@@ -36,8 +36,7 @@ def check_network_fits(
         ...
         discern.errors.InvalidInputError: model: a network with layers [1000000] and [1000000], ... needs about 48...
     """
-    sizes = ([n_genes, *encoder["layers"], 2 * latent_dim], [latent_dim, *decoder["layers"], 2 * n_genes])
-    weights = sum(_weights(side, n_labels) for side in sizes)
+    weights = count_weights(encoder, decoder, latent_dim, n_genes, n_labels)
     needed, there = _BYTES_OF_A_WEIGHT * weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InvalidInputError(
@@ -45,6 +44,19 @@ def check_network_fits(
             f"{n_genes:,} genes needs about {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB: "
             "make it smaller"
         )
+
+
+def count_weights(
+    encoder: Mapping[str, Any], decoder: Mapping[str, Any], latent_dim: int, n_genes: int, n_labels: int
+) -> int:
+    """Return how many weights a network has, but for biases; arguments as for `check_network_fits`.
+
+    Example:
+        >>> count_weights({"layers": [10]}, {"layers": [10]}, 5, 100, 2)
+        3230
+    """
+    sizes = ([n_genes, *encoder["layers"], 2 * latent_dim], [latent_dim, *decoder["layers"], 2 * n_genes])
+    return sum(_weights(side, n_labels) for side in sizes)
 
 
 def _weights(sizes: Sequence[int], n_labels: int) -> int:

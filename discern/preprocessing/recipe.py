@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.config.reading import canonical_experiment, load_parameters, read_json
+from discern.config.reading import canonical_experiment, check_experiment, load_parameters, read_json
 from discern.data.annotation import as_text, check_columns
 from discern.data.chunks import is_lazy, track_blocks
+from discern.data.labels import label_column
 from discern.data.processed import FORMAT, DISCERNData
 from discern.data.records import write_records
 from discern.data.writers import write_blocks
@@ -79,6 +80,8 @@ class WAERecipe:
         >>> recipe.filtering(min_genes=5000, min_cells=3)
         >>> recipe.sc_raw.shape, recipe.config["batch_key"]
         ((381, 15073), {'0': 'celseq2', '1': 'dropseq'})
+        >>> recipe
+        <WAERecipe: 381 cells x 15,073 genes, 2 batches, raw counts>
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class WAERecipe:
         input_files: Sequence[str | Path] | Mapping[str, Any] | None = None,
         n_jobs: int = -1,
     ):
+        check_experiment(params)
         given = dict(params) if "input_ds" in params else {"input_ds": dict(params)}
         self._experiment = canonical_experiment(given)
         self.params: dict[str, Any] = self._experiment["input_ds"]
@@ -106,6 +110,12 @@ class WAERecipe:
         self._inputs = {dataset_name(key): key for key in cells}
         self._raw_input = {name: _as_written(wanted.get(name, Source())) for name in cells}
         self.sc_raw = self._of_recipe(self._merged(cells, {key: source.batch for key, source in wanted.items()}))
+
+    def __repr__(self) -> str:
+        cells = self.sc_raw
+        state = "log-normalised" if self._is_logged else "normalised" if "scale" in self.config else "raw counts"
+        batches = cells.obs["batch"].nunique()
+        return f"<{type(self).__name__}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, {batches} batches, {state}>"
 
     def _of_recipe(self, adata: ad.AnnData) -> DISCERNData:
         return DISCERNData.in_progress(adata, self._experiment["training"]["batch_size"])
@@ -232,10 +242,14 @@ class WAERecipe:
             raise InvalidInputError(f"{', '.join(empty)}: expected raw counts, all are 0")
 
     def celltypes(self) -> None:
-        """Make obs `celltype` categorical; without one, it becomes a copy of `cluster_names` or `cluster`."""
+        """Make obs `celltype` categorical; without one, it becomes a copy of `cluster_names` or `cluster`.
+
+        There is no copy where another column says by its name that it holds cell types, see
+        `discern.data.labels.label_column`.
+        """
         obs = self.sc_raw.obs
         column = next((name for name in ("celltype", "cluster_names", "cluster") if name in obs), None)
-        if column is not None:
+        if column is not None and (column == "celltype" or label_column(obs) in (None, column)):
             obs["celltype"] = as_text(obs[column])
 
     def scaling(self, scale: float) -> None:
@@ -245,7 +259,12 @@ class WAERecipe:
 
         Args:
             scale: total counts wanted, LSN.
+
+        Raises:
+            InvalidInputError: if it is not a positive number.
         """
+        if not 0 < scale < math.inf:
+            raise InvalidInputError(f"scale.LSN: expected a positive number, got {scale}")
         adata = self.sc_raw
         if is_lazy(adata.X):
             totals = np.concatenate([_totals(block) for _, block in track_blocks(adata.X, "total counts")])
@@ -316,6 +335,8 @@ class WAERecipe:
         )
 
     def _share(self, name: str, ratio: float) -> float:
+        if not ratio >= 0:
+            raise InvalidInputError(f"split.{name}: expected a share or a number of cells, 0 or more, got {ratio}")
         if ratio <= 1:
             return ratio
         if ratio >= self.sc_raw.n_obs:
@@ -348,7 +369,12 @@ class WAERecipe:
 
         Args:
             pcs: number of components; fewer if there are not enough cells or genes.
+
+        Raises:
+            InvalidInputError: if it is less than 1.
         """
+        if pcs < 1:
+            raise InvalidInputError(f"pcs: expected 1 or more principal components, got {pcs}")
         adata, chosen = self.sc_raw, self._learned_from
         views = (np.expm1, np.positive) if self._is_logged else (np.positive, np.log1p)
         counts, logged = gene_moments(adata.X, chosen, *views)
@@ -396,7 +422,11 @@ class WAERecipe:
 
         Raises:
             UnknownNameError: if `projection_pca` has not been done.
+            InvalidInputError: if a number is less than 1.
         """
+        for name, number in (("neighbors_mmd", neighbors_mmd), ("no_cells_mmd", no_cells_mmd)):
+            if number < 1:
+                raise InvalidInputError(f"{name}: expected 1 or more, got {number}")
         adata = self.sc_raw
         if "PCs" not in adata.varm:
             raise UnknownNameError("expected principal components; call projection_pca before kernel_mmd")
@@ -443,6 +473,8 @@ class WAERecipe:
                 "the cells are not logged: call the recipe, or scanpy.pp.log1p(sc_raw), before they are trained on",
                 stacklevel=2,
             )
+        elif "DISCERN_format" not in self.sc_raw.uns:
+            self.sc_raw.uns["DISCERN_format"] = dict(FORMAT)  # logged by scanpy
         adata, file = self.sc_raw, ExperimentFolder(Path(job_dir)).parameters
         parameters = self._parameters_for(file)
         blocks = ({"X": block} for _, block in track_blocks(adata.X, "writing cells"))

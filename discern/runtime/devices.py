@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from discern.errors import InvalidInputError
+from discern.runtime.logs import without_native_messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def clamp_cpus(wanted: int | None, what: str) -> int:
     return max(1, min(wanted, present))
 
 
-def set_gpu_and_threads(n_threads: int | None, gpus: Sequence[int] | None) -> None:
+def set_gpu_and_threads(n_threads: int | None, gpus: Sequence[int] | None = None) -> None:
     """Limit the GPUs and the CPU threads of TensorFlow, which has two pools of threads that share them.
 
     One in five threads, and at least one, starts operations side by side; the others work within operations.
@@ -80,9 +81,10 @@ def start_tensorflow(threads: int | None, gpus: Sequence[int] | None) -> None:
 
 
 def _start_tensorflow(threads: tuple[int, int] | None, gpus: Sequence[int] | None) -> None:
-    import tensorflow as tf
+    with without_native_messages():  # that there are no drivers for GPUs
+        import tensorflow as tf
 
-    present = tf.config.list_physical_devices("GPU")
+        present = tf.config.list_physical_devices("GPU")
     wanted = list(range(len(present))) if gpus is None else list(gpus)
     missing = [gpu for gpu in wanted if not 0 <= gpu < len(present)]
     if missing:

@@ -20,6 +20,9 @@ _T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
 
 
+_ROOM_FOR_CONTROL_C = 3  # columns: a terminal writes ^C behind a bar, which must not begin a new line
+
+
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
@@ -42,6 +45,8 @@ def shows_bars() -> bool:
 def phase(description: str, total: float | None = None) -> Iterator[Callable[..., None]]:
     """Show one phase of work; yields `advance(steps=1, detail="")`.
 
+    A bar ends full when the work ends well, also where there was less to do than expected; after an exception it stays.
+
     Example:
         >>> with phase("counting", total=3) as advance:
         ...     for _ in range(3):
@@ -60,20 +65,27 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
-            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[share]:>4}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             # What is left of the line: on a narrow terminal the end of the detail is cut, not the bar and the time.
             TextColumn(
                 "{task.fields[detail]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
             ),
         )
-        with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-            task = bar.add_task(visible(description), total=total, detail="")
+        console = Console(stderr=True)
+        console.width = max(20, console.width - _ROOM_FOR_CONTROL_C)
+        with Progress(*columns, console=console, expand=True) as bar:
+            task = bar.add_task(visible(description), total=total, detail="", share="0%" if total else "")
+            done = 0.0
 
             def advance(steps: float = 1, detail: str = "") -> None:
-                bar.update(task, advance=steps, detail=visible(detail))
+                nonlocal done
+                done += steps
+                share = f"{min(1, done / total):.0%}" if total else ""
+                bar.update(task, advance=steps, detail=visible(detail), share=share)
 
             yield advance
+            bar.update(task, total=total or 1, completed=total or 1, share="100%")
         return
 
     begin = last = time.monotonic()

@@ -64,15 +64,15 @@ def page(text: str) -> str:
     return "\n".join("\t".join(_cut(visible(part)) for part in line.split("\t")) for line in text.split("\n"))
 
 
-def short(name: Any) -> str:
-    """Return a name for a picture: visible, at most 60 characters.
+def short(name: Any, most: int = 60) -> str:
+    """Return a name for a picture or a column of a table: visible, of at most `most` characters.
 
     Example:
-        >>> len(short("x" * 300))
-        60
+        >>> len(short("x" * 300)), short("abcdef", most=5)
+        (60, 'ab...')
     """
     text = visible(str(name))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def file_part(name: str, unique: bool = False) -> str:

@@ -132,7 +132,13 @@ def test_train(calls: _Calls) -> None:
     assert calls[0]["debug"] is False
     assert "one: wrote runs/one/job/last_model.h5" in result.stderr
     assert "two: wrote a, b" in result.stderr
-    assert "next: discern project p.json" in result.stderr
+    assert "next: discern project --reference BATCH p.json" in result.stderr
+
+
+def test_training_ends_with_the_name_of_the_reference(calls: _Calls, original_experiment: Path) -> None:
+    calls.answer = {"original": [original_experiment / "job" / "last_model.h5"]}
+    result = _run("train", str(original_experiment / "parameters.json"))
+    assert "next: discern project --reference celseq2 " in result.stderr
 
 
 @pytest.mark.parametrize("command", ["process", "train", "project"])
@@ -158,6 +164,7 @@ def test_project_forwards_its_options(calls: _Calls, dash: str) -> None:
         "layers": ["X", "estimated_counts"],
         "dtype": "float16",
         "suffix": ".zarr",
+        "reference": None,
     }
 
 
@@ -171,7 +178,13 @@ def test_project_defaults(calls: _Calls) -> None:
         "layers": ["X", "estimated_counts", "estimated_dropouts"],
         "dtype": "float32",
         "suffix": ".h5ad",
+        "reference": None,
     }
+
+
+def test_project_to_a_reference(calls: _Calls) -> None:
+    _run("project", "p.json", "--reference", "celseq2")
+    assert (calls[0]["kwargs"]["reference"], calls[0]["kwargs"]["metadata"]) == ("celseq2", [])
 
 
 def test_onlinetraining_forwards_its_options(calls: _Calls) -> None:
@@ -240,6 +253,24 @@ def test_help_names_every_command() -> None:
     text = _run("-h").stdout
     for command in ("process", "preprocess", "train", "project", "optimize", "onlinetraining", "demo", "schema"):
         assert command in text
+
+
+def test_help_lists_the_commands_once_in_the_order_of_work() -> None:
+    listed = [line.split()[0] for line in _run("-h").stdout.partition("Commands:\n")[2].splitlines()]
+    assert listed[:5] == ["init", "process", "train", "project", "evaluate"]
+    assert len(set(listed)) == len(listed)
+    assert "preprocess" not in listed
+    assert set(listed) == set(commands.cli.commands)
+
+
+def test_the_program_alone_prints_its_help() -> None:
+    assert _run().stdout == _run("--help").stdout
+
+
+def test_no_line_of_the_help_is_cut() -> None:
+    text = _run("-h").stdout
+    assert "..." not in text.partition("Commands:")[2]
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_schema_is_json() -> None:

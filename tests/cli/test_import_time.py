@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,20 @@ def test_import_is_light(module: str) -> None:
 
 def test_command_line_does_without_numpy_and_pydantic() -> None:
     assert _loaded("import discern.__main__").isdisjoint({"numpy", "scipy", "pydantic", "rich"})
+
+
+def test_a_script_shows_none_of_tensorflows_lines() -> None:
+    code = """
+import discern
+model = discern.DISCERN(
+    encoder={"layers": [4], "norm_type": ["layernorm"]}, decoder={"layers": [4], "norm_type": ["layernorm"]})
+from discern.functions import start_tensorflow
+start_tensorflow(None, None)
+model.build_model(10, 2, 10)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert outcome.stderr == ""
 
 
 def test_help_is_quick() -> None:

@@ -298,6 +298,16 @@ def test_symbols_that_differ_in_a_few_genes_are_kept_and_told(caplog: pytest.Log
     assert "'symbol' differs in 1 of 30 genes, e.g. gene0: 'S0' in 0.h5ad, 'renamed' in 1.h5ad" in caplog.text
 
 
+def test_symbols_of_a_single_input_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    named = pd.DataFrame({"gene_symbols": [f"S{number}" for number in range(GENES)]})
+    bare = pd.DataFrame(index=range(GENES))
+
+    for inputs in ([named, bare], [bare, named]):
+        assert _merged(*inputs)["gene_symbols"].to_list() == named["gene_symbols"].to_list()
+    assert "the symbols of the genes, var column 'gene_symbols', are those of 0.h5ad" in caplog.text
+
+
 def test_numbers_of_one_input_are_not_taken_for_all() -> None:
     var = _merged(pd.DataFrame({"mean": np.arange(GENES)}), pd.DataFrame({"mean": np.arange(GENES) + 1}))
 

@@ -178,7 +178,7 @@ def test_columns_of_genes_and_cells(experiment, reconstructed):
     np.testing.assert_allclose(own.var["detection_dropseq"], detected.mean(0))
     assert own.var["discern_rmse"].between(0.1, 3).all()
     assert own.var["discern_r"].dropna().between(-1, 1).all()
-    assert list(own.obs.columns) == [*result.obs.columns]
+    assert sorted(own.obs.columns) == sorted(result.obs.columns)
 
 
 def test_gene_errors_are_those_of_auto_encoded_held_out_cells():
@@ -253,7 +253,8 @@ def test_without_labels_all_cells_are_one_type():
     assert found["methods"]["X"]["mmd"] is not None
     assert 0 < found["neighbours_kept"]["expected"] < found["neighbours_kept"]["latent"] <= 1
     assert "No cell types are known" in report.render(result)
-    assert "r of differences                 -" in summary(result.result)
+    assert "r of differences          -" in summary(result.result)
+    assert found["verdict"]["grade"] in ("doubtful", "do not use")
 
 
 def test_test_cells_come_before_validation_cells():
@@ -345,15 +346,22 @@ def test_add_evaluation_goes_by_name(tmp_path):
         add_evaluation(adata, tmp_path / "other")
 
 
-def test_summary_fits_a_terminal_and_aligns_its_columns(figures):
-    first, header, *rows = summary(EvaluationResult.from_json(figures)).splitlines()
+def test_summary_opens_with_the_verdict_and_fits_a_terminal(figures):
+    lines = summary(EvaluationResult.from_json(figures)).splitlines()
+    cells = lines.index("110 cells of dropseq as celseq2, against 22 valid cells of celseq2")
+    header, *rows = lines[cells + 1 : cells + 10]
+    far = " ".join(lines[cells + 10 :])
 
-    assert first == "110 cells of dropseq as celseq2, against 22 valid cells of celseq2"
-    assert header.split() == ["floor", "X", "estimated_counts", "ceiling"]
+    verdict = figures["sources"]["dropseq"]["verdict"]
+    assert " ".join(lines[:cells]) == f"dropseq as celseq2: {verdict['figures']} {verdict['reason']}"
+    assert header.split() == ["measured", "X", "estimated_counts", "real"]
     assert len(rows) == 8
     assert {len(row) for row in rows} == {len(header)}
-    assert len(header) <= 90
+    assert max(map(len, lines)) <= 80
     assert rows[-1].split()[:2] == ["AUC", "1.000"]
+    assert rows[2].split() == ["r", "of", "detection", *rows[2].split()[3:5], "-", rows[2].split()[-1]]
+    beyond = figures["distance"]["sources"]["dropseq"]["beyond"]
+    assert far.startswith(f"{beyond} of 110 cells are farther from celseq2 than 95 % of its own")
 
 
 def test_figures_survive_the_file(figures):
@@ -401,9 +409,51 @@ def test_the_command_hands_its_options_on_and_shows_the_figures(experiment, monk
     monkeypatch.setattr(evaluation, "evaluate", record)
     monkeypatch.setattr(commands.logs, "configure", lambda *args: None)
     options = ["--reference", "celseq2", "--source", "dropseq", "--source", "other", "--label", "celltype"]
+    options += ["--genes", "EGFR, KRT18", "--genes", "VIM"]
+    names = {"reference": "celseq2", "sources": ("dropseq", "other")}
     result = CliRunner().invoke(commands.cli, ["evaluate", str(experiment / "parameters.json"), *options])
 
     assert result.exit_code == 0, result.output
-    assert calls == [(experiment, {"reference": "celseq2", "sources": ("dropseq", "other"), "label": "celltype"})]
-    assert "original:\n110 cells of dropseq as celseq2" in result.stdout
+    assert calls == [(experiment, {**names, "label": "celltype", "genes": ["EGFR", "KRT18", "VIM"]})]
+    assert "original:\ndropseq as celseq2: Differences" in result.stdout
     assert "estimated_counts" in result.stdout
+
+
+def test_marker_genes_are_those_of_the_cells(tmp_path):
+    data = made_up(["a", "b"], ["x", "y"])
+    data.var["gene_symbols"] = [f"SYMBOL{name}" for name in data.var_names]
+    chosen = Comparison.choose(data.obs, "b", ["a"], None)
+
+    found = measure(LinearModel(data.n_vars, ["a", "b"]), data, chosen, markers=["7", "3"])
+
+    table = found.markers.set_index(["gene", "batch", "matrix", "celltype"])
+    assert list(found.markers["symbol"].unique()) == ["SYMBOL7", "SYMBOL3"]
+    for batch, mask in (("a", data.obs["batch"] == "a"), ("b", chosen.held_out)):
+        cells = data.X.toarray()[np.asarray(mask) & (data.obs["celltype"] == "x").to_numpy()][:, 3]
+        row = table.loc["3", batch, "measured", "x"]
+        assert row["cells"] == len(cells)
+        assert row["mean"] == pytest.approx(cells.mean(), rel=1e-5)
+        assert row["detected"] == pytest.approx((cells > 0).mean())
+    assert table.loc["3", "a", "estimated_counts", "x"]["mean"] != table.loc["3", "a", "measured", "x"]["mean"]
+    assert np.isnan(table.loc["3", "a", "estimated_counts", "x"]["detected"])
+    assert found.gene_table.loc["7", "symbol"] == "SYMBOL7"
+    page = report.render(found)
+    assert "<h2>Your marker genes</h2>" in page
+    assert "SYMBOL7 (7): mean expression" in page
+    assert '<th scope="row">SYMBOL' in page.partition("<h4>Best</h4>")[2]
+
+
+def test_a_marker_gene_that_is_not_there_is_told_before_anything_is_written(experiment):
+    before = (experiment / "evaluation" / "report.html").read_bytes()
+
+    with pytest.raises(UnknownNameError, match=r"there is no gene 'EGRF' among the 1,500 of the experiment"):
+        evaluate(experiment, genes=["EGRF"])
+    assert (experiment / "evaluation" / "report.html").read_bytes() == before
+
+
+def test_cell_types_are_found_under_another_name_and_celltype_comes_first():
+    data = made_up(["a", "b"], ["x", "y"])
+    obs = data.obs.rename(columns={"celltype": "cell_ontology_class"})
+
+    assert Comparison.choose(obs, "b", ["a"], None).label == "cell_ontology_class"
+    assert Comparison.choose(data.obs.assign(label=obs["cell_ontology_class"]), "b", ["a"], None).label == "celltype"

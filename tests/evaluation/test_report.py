@@ -10,6 +10,7 @@ import pytest
 from discern.evaluation import measurement, report
 from discern.evaluation.measurement import measure
 from discern.evaluation.selection import Comparison
+from discern.evaluation.verdict import judge
 from tests.evaluation.test_evaluation import ODD, LinearModel, made_up
 
 VOID = {"meta", "img", "link", "br", "hr"}
@@ -73,7 +74,7 @@ def test_pictures_are_inside_and_have_a_text(page):
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data, _ in pictures)
     captions = [text for _, text in pictures]
     assert {"as measured", "latent code", "reconstructed"} <= set(captions)
-    assert any(text.startswith("B &amp; C, as measured: r = 0.") for text in captions)
+    assert any(text.startswith("B &amp; C, as measured: r = ") for text in captions)
 
 
 def test_names_from_files_are_shown_not_interpreted(page):
@@ -96,3 +97,25 @@ def test_the_tables_show_the_figures(found, page):
             assert f"{values.auc:.3f}" in text
     assert "its validation cells, the experiment having no test cells" in text
     assert "input_ds.split.test_cells" in text, "20 cells are few"
+
+
+def test_verdict_pictures_and_tables_stand_in_this_order(found, page):
+    places = [page.index(part) for part in ('<section class="verdict', "<summary>The rule", "<img", "<h2>All figures")]
+
+    assert places == sorted(places)
+    assert "<table" not in page[: places[2]]
+    assert "<img" not in page[places[3] :]
+    for source in found.result.sources:
+        assert judge(found.result.sources[source], found.result.reference).reason in Page(page).text
+
+
+def test_detection_of_estimates_is_not_shown(found, page):
+    cells = re.findall(r"<tr><th scope=\"row\">r of detection</th>(.*?)</tr>", page)
+
+    assert len(cells) == len(found.result.sources)
+    assert all(re.findall(r"<td[^>]*>(.*?)</td>", row)[2] == "-" for row in cells)
+
+
+def test_no_table_has_more_columns_than_a_phone_shows(page):
+    for table in re.findall(r"<table>.*?</table>", page):
+        assert 2 <= table.partition("</tr>")[0].count("<th ") <= 5

@@ -59,10 +59,12 @@ def test_parameters_fit_the_shipped_files(here: Path) -> None:
     layers = experiment["model"]["encoder"]["layers"]
     epochs = experiment["training"]["max_steps"]
     assert f"lacks: layers {layers}, {epochs} epochs or 2,500 updates of the weights, ...)\nmin_genes: 400" in said
-    assert "  reference: most genes in its median cell" in next(
-        line for line in said.splitlines() if line.startswith("celseq2 ")
-    )
-    assert "discern project --metadata 'batch:celseq2' p.json" in said
+    assert "reference: celseq2 (most genes in its median cell" in said
+    assert "cell types: obs column 'celltype'" in said
+    table = said[said.index("batch   ") : said.index("\n\nreference")].splitlines()
+    assert len(table) == 3
+    assert max(map(len, table)) <= 80
+    assert "discern project --reference celseq2 p.json" in said
 
 
 def test_one_file_with_a_batch_column(one_file: Path) -> None:
@@ -96,7 +98,44 @@ def test_what_the_user_says_counts(one_file: Path) -> None:
     said = write_parameters([one_file], Path("p.json"), batch_column="celltype", reference="B cell")
 
     assert load_parameters(Path("p.json")).experiments["both"]["input_ds"]["raw_input"] == {"both.h5ad": "celltype"}
-    assert "reference: as you said" in next(line for line in said.splitlines() if line.startswith("B cell"))
+    assert "reference: B cell (as you said" in said
+
+
+@pytest.mark.parametrize("column", ["cell_type", "CellType", "cell_ontology_class", "label"])
+def test_cell_types_are_found_under_their_usual_names(one_file: Path, column: str) -> None:
+    cells = ad.read_h5ad(one_file)
+    cells.obs = cells.obs.rename(columns={"celltype": column})
+    cells.write_h5ad(one_file)
+
+    said = write_parameters([one_file], Path("p.json"))
+
+    assert f"cell types: obs column {column!r}" in said
+    assert "discern evaluate --reference good p.json" in said
+
+
+def test_cell_types_under_another_name_are_told_to_evaluate(one_file: Path) -> None:
+    cells = ad.read_h5ad(one_file)
+    cells.obs = cells.obs.rename(columns={"celltype": "my kind"})
+    cells.write_h5ad(one_file)
+
+    assert "cell types: no obs column found; --label names it" in write_parameters([one_file], Path("p.json"))
+    said = write_parameters([one_file], Path("q.json"), label="my kind")
+    assert "cell types: obs column 'my kind'" in said
+    assert "discern evaluate --reference good --label 'my kind' q.json" in said
+    with pytest.raises(UnknownNameError, match=r"no file has an obs column 'mykind' \(did you mean 'my kind'\?\)"):
+        write_parameters([one_file], Path("r.json"), label="mykind")
+    assert not Path("r.json").exists()
+
+
+def test_files_that_name_the_cell_types_differently_are_told(make_raw_cells: Callable[..., ad.AnnData]) -> None:
+    for name, column in (("a", "cell_type"), ("b", "label")):
+        cells = make_raw_cells({name: 40})
+        cells.obs = cells.obs.rename(columns={"celltype": column})
+        cells.write_h5ad(f"{name}.h5ad")
+
+    said = write_parameters([Path("a.h5ad"), Path("b.h5ad")], Path("p.json"))
+
+    assert "LOOK: the cell types are in different obs columns, 'cell_type' in a.h5ad, 'label' in b.h5ad" in said
 
 
 def test_parameters_can_be_processed(one_file: Path) -> None:
@@ -292,7 +331,7 @@ def test_info_of_a_folder_of_the_original(original_experiment: Path) -> None:
     assert "batch      celseq2: 88 train, 22 valid; 1,465 genes in the median cell" in said
     assert "job/best_model.hdf5" in said
     assert "written by the original program" in said
-    assert "discern project --metadata 'batch:celseq2'" in said
+    assert "discern project --reference celseq2" in said
     assert describe(original_experiment.parent) == said
 
 

@@ -257,6 +257,16 @@ class TestProjection:
         ]
         assert all(path.is_file() for path in written)
 
+    def test_a_reference_is_its_batch_under_a_name_that_says_so(self, experiment: Path) -> None:
+        (path,) = project(experiment, reference="celseq2")
+        (by_metadata,) = project(experiment, ("batch", "celseq2"))
+        assert path.name == "projected_to_reference_celseq2.h5ad"
+        ours, same = ad.read_h5ad(path), ad.read_h5ad(by_metadata)
+        np.testing.assert_array_equal(ours.layers["estimated_counts"], same.layers["estimated_counts"])
+        np.testing.assert_array_equal(ours.obs["discern_distance"], same.obs["discern_distance"])
+        with pytest.raises(InvalidInputError, match=r"no value 'celseq' \(did you mean 'celseq2'\?\)"):
+            project(experiment, reference="celseq")
+
     def test_sigmas(self, experiment: Path) -> None:
         (path,) = project(experiment, store_sigmas=True)
         assert ad.read_h5ad(path).obsm["X_DISCERN_sigma"].shape == (220, 8)

@@ -408,3 +408,30 @@ def test_new_cells_have_their_batch_column_and_ids_matched_too() -> None:
 
     assert list(new.sc_raw.var_names) == list(reference.var_names)
     assert set(new.sc_raw.obs["batch"]) == {"z"}
+
+
+@pytest.mark.parametrize("name", ["nan", "NA", "None"])
+def test_batches_that_look_like_missing_values_are_told(name: str) -> None:
+    cells = ad.AnnData(np.ones((3, 2)), obs={"batch": ["x", name, "x"]})
+    with pytest.warns(UserWarning, match=f"a: 1 cells have the batch '{name}', which looks like a missing value"):
+        merge_data_sets({"a": cells}, {})
+
+
+@pytest.mark.parametrize("letter", ["V", "X", ""])
+def test_running_numbers_in_place_of_names_of_genes_are_told(letter: str, caplog: pytest.LogCaptureFixture) -> None:
+    cells = ad.AnnData(np.ones((3, 2)), var=pd.DataFrame(index=[f"{letter}1", f"{letter}2"]))
+    merge_data_sets({"a": cells, "b": cells}, {})
+    assert f"a, b: the genes have running numbers as names ({letter}1, ...)" in caplog.text
+
+
+def test_running_numbers_in_files_are_no_names_of_genes(tmp_path: Path) -> None:
+    for name in "ab":
+        cells = ad.AnnData(np.ones((3, 2)), var=pd.DataFrame(index=["V1", "V2"]))
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    with pytest.raises(InvalidInputError, match=r"expected names of genes, got running numbers \(V1"):
+        WAERecipe({}, input_files=[tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
+
+
+def test_an_input_without_cells_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="b: expected cells, there are none"):
+        merge_data_sets({"a": ad.AnnData(np.ones((3, 2))), "b": ad.AnnData(np.ones((0, 2)))}, {})

@@ -215,3 +215,29 @@ def test_genes_without_name_or_of_the_same_name_are_left_out(tmp_path: Path, cap
     _assert_is(read_raw_input(tmp_path / "c.csv"), COUNTS.iloc[[0, 4, 5]].set_axis(["A", "E", "F"], axis=0))
     assert "1 gene names occur more than once and no id tells them apart, e.g. DUP; these 2 genes" in caplog.text
     assert "1 genes without a name are left out" in caplog.text
+
+
+def test_a_table_without_names_of_rows_is_refused(tmp_path: Path) -> None:
+    """Its first cell's counts would be taken as names of genes."""
+    counts = pd.DataFrame(np.arange(60).reshape(20, 3) % 4, columns=["AAACCTGAGAAACCAT-1", "AAACCTGAGAAACCGG-1", "x"])
+    counts.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InvalidInputError, match=r"a\.csv: expected names .* in the first column, got numbers that rep"):
+        read_raw_input(tmp_path / "a.csv")
+
+
+def test_names_with_one_letter_and_a_number_are_no_wells(tmp_path: Path) -> None:
+    counts = pd.DataFrame(1, index=[f"g{n}" for n in range(30)], columns=[f"s{n}" for n in range(5)])
+    counts.to_csv(tmp_path / "a.csv")
+    assert read_raw_input(tmp_path / "a.csv").shape == (5, 30)
+
+
+def test_numbers_that_describe_genes_are_no_cells(tmp_path: Path) -> None:
+    counts = pd.DataFrame({"gene_length": [500, 600], "entrez_id": [10, 11], "AAACCTGAGAAACCAT-1": [1, 2]}, ["A", "B"])
+    counts.to_csv(tmp_path / "a.csv")
+    assert read_raw_input(tmp_path / "a.csv").obs_names.to_list() == ["AAACCTGAGAAACCAT-1"]
+
+
+def test_empty_fields_are_told_with_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("gene,c1,c2\nA,1,\nB,2,3\n")
+    with pytest.raises(InvalidInputError, match="column 'c2' holds nothing in row 'A'; write 0 where nothing was coun"):
+        read_raw_input(tmp_path / "a.csv")

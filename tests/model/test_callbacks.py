@@ -356,13 +356,14 @@ class TestVisualisation:
             expression = in_components(wanted.layers["estimated_counts"][valid])
             np.testing.assert_allclose(drawn.obsm[f"projected to {batch}"], expression, atol=1e-3)
 
-    def test_pictures_for_real(self, tmp_path: Path) -> None:
+    def test_pictures_are_drawn_by_batch_and_type(self, tmp_path: Path) -> None:
         cells = make_cells({"a/1": (8, 2), "b": (8, 2)})
-        cells.obs["kind of/cell"] = pd.Categorical(["x", "y"] * 10)
+        cells.obs["Cell type"] = ["x", "y"] * 10
+        cells.obs["donor"] = pd.Categorical(["p", "q"] * 10)
         callback = VisualisationCallback(tmp_path / "UMAP", cells, batch_size=100, freq=10)
         make_model(cells).training(cells, [callback], max_steps=1)
         names = {path.name for path in (tmp_path / "UMAP").iterdir()}
-        assert names == {"epoch_0001_batch.png", "epoch_0001_split.png", "epoch_0001_kind_of_cell.png"}
+        assert names == {"epoch_0001_batch.png", "epoch_0001_Cell_type.png"}
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "UMAP").iterdir())
 
     def test_a_picture_is_not_worth_a_training(

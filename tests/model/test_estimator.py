@@ -136,7 +136,8 @@ class TestProjection:
         assert path.name == "unprojected.h5ad"
         assert projected.shape == cells.shape
         pd.testing.assert_frame_equal(projected.obs, cells.obs)
-        pd.testing.assert_frame_equal(projected.var, cells.var)
+        pd.testing.assert_frame_equal(projected.var.drop(columns="discern_trust"), cells.var)
+        assert projected.var["discern_trust"].notna().any()
         assert "fixed_scaling" not in projected.uns
         assert projected.uns["DISCERN"]["batch_key"] == cells.config["batch_key"]
         assert set(projected.obsm) == {"X_DISCERN"}

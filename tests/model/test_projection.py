@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from discern.data.annotation import CheckMetaData
 from discern.errors import InvalidInputError, UnknownNameError, UserError
-from discern.model.targets import OutputFormat, file_name, target_labels
+from discern.model.targets import OutputFormat, file_name, reference_file_name, target_labels
 
 BATCHES = ["b0", "b1", "b2"]
 
@@ -245,3 +245,13 @@ def test_importing_it_loads_no_tensorflow() -> None:
     code = "import sys, discern.model.targets; print('tensorflow' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_files_of_references_never_share_a_name() -> None:
+    obs = pd.DataFrame({"batch": pd.Categorical(["Donor 1/A", "Donor_1_A", "donor_1_a", "other"])})
+
+    names = [reference_file_name(batch, obs=obs) for batch in obs["batch"].cat.categories]
+
+    assert len({name.casefold() for name in names}) == 4
+    assert names[-1] == "projected_to_reference_other.h5ad"
+    assert reference_file_name("other", ".zarr", obs) == "projected_to_reference_other.zarr"

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from discern.plots import figures
 
@@ -46,6 +47,17 @@ def test_one_picture_for_each_categorical_column_even_with_odd_names(obs, tmp_pa
     assert all(path.read_bytes().startswith(PNG) for path in written)
 
 
+def test_columns_that_group_the_cells_alike_are_drawn_once(obs, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "umap_coordinates", lambda values: values[:, :2])
+    obs["dataset"] = obs["batch"].cat.rename_categories(["x", "y", "z"])
+    obs["split"] = pd.Categorical(["train"] * 60)
+    cells = ad.AnnData(obs=obs.set_index(obs.index.astype(str)), obsm={"latent": np.zeros((60, 3))})
+
+    written = figures.draw_umaps(cells, tmp_path, "epoch_0001")
+
+    assert [path.name for path in written] == ["epoch_0001_batch.png", "epoch_0001_type_of_cell.png"]
+
+
 def test_a_category_has_its_colour_in_the_picture(tmp_path):
     place = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
     path = tmp_path / "cells.png"
@@ -57,12 +69,29 @@ def test_a_category_has_its_colour_in_the_picture(tmp_path):
     assert set(shades.values()) <= seen
 
 
-@pytest.mark.parametrize("number", [1, 2, 10, 11, 300])
-def test_the_palette_has_a_colour_for_each(number):
-    shades = figures.palette(range(number))
+def test_no_colour_stands_for_values_of_two_columns_and_the_legend_counts_the_cells(obs):
+    figure = Figure()
+    places = {"before": np.zeros((60, 2)), "after": np.ones((60, 2))}
+    axes = figures.fill_umaps(figure, places, obs, ["batch", "type/of cell"])
 
-    assert list(shades) == list(range(number))
-    assert len(set(shades.values())) >= min(number, 200)
+    legends = [row[-1].get_legend() for row in axes]
+    colours = [{handle.get_color() for handle in legend.legend_handles} for legend in legends]
+    assert axes.shape == (2, 2)
+    assert len(colours[0]) == 3
+    assert colours[0].isdisjoint(colours[1])
+    counts = obs["batch"].value_counts(sort=False)
+    assert [text.get_text() for text in legends[0].get_texts()] == [f"{name} ({n})" for name, n in counts.items()]
+    assert "its own embedding" in figure.get_supxlabel()
+
+
+def test_many_categories_have_colours_and_markers_of_their_own():
+    names = pd.DataFrame({"type": pd.Categorical([f"type {number:02}" for number in range(45)] * 2)})
+    figure = Figure()
+    ((axis,),) = figures.fill_umaps(figure, {"all": np.random.default_rng(0).random((90, 2))}, names, ["type"])
+
+    handles = axis.get_legend().legend_handles
+    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 45
+    assert len(axis.collections) == 3
 
 
 def test_no_picture_fails_on_little_or_odd_data():

@@ -17,6 +17,7 @@ from discern.folder import locks
 from discern.runtime import atomic, logs, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -194,6 +195,26 @@ def test_progress_is_a_bar_for_a_person(monkeypatch: pytest.MonkeyPatch, capsys:
         advance(detail="loss 3")
         advance()
     assert "training" in capsys.readouterr().err
+
+
+def _interrupted(advance: Callable[..., None]) -> None:
+    advance()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("total", [4, None])
+def test_a_bar_ends_full_unless_the_work_fails(
+    total: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "shows_bars", lambda: True)
+    with progress.phase("training", total=total) as advance:
+        advance()
+    assert "100%" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt), progress.phase("training", total=total) as advance:
+        _interrupted(advance)
+    shown = capsys.readouterr().err
+    assert "100%" not in shown
+    assert ("25%" in shown) == (total is not None)
 
 
 def test_bars_only_on_a_terminal_of_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
