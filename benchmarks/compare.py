@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 
 import discern
 from discern.datasets import lung_cell_lines
-from discern.model.trust import Calibration, Unseen, calibrate, gene_trust
+from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discern.data.processed import DISCERNData
-    from discern.metrics.differential import compare
+    from discern.evaluation.differential import compare
     from discern.model.estimator import DISCERN
     from discern.preprocessing.recipe import WAERecipe
     from discern.reconstructor import Reconstructor, reconstruct
@@ -38,7 +38,7 @@ _LAZY = {
     "DISCERNData": "discern.io",
     "Reconstructor": "discern.reconstructor",
     "WAERecipe": "discern.preprocessing",
-    "compare": "discern.metrics.differential",
+    "compare": "discern.evaluation.differential",
     "reconstruct": "discern.reconstructor",
 }
 

@@ -33,9 +33,9 @@ from matplotlib.patches import Patch
 from discern.data.annotation import CheckMetaData
 from discern.data.chunks import cell_blocks, is_lazy
 from discern.data.components import PrincipalComponents
-from discern.data.labels import find_genes, gene_symbols, label_column
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.experiment.training_logs import LOSSES, read_history
+from discern.inputs.labels import find_genes, gene_symbols, label_column
 from discern.metrics.gene_agreement import GroupStatistics, shared_groups
 from discern.plots.colours import STAGES, palette
 from discern.plots.figures import EACH_ITS_OWN, fill_means, fill_umaps, umap_coordinates, umaps_size
@@ -78,7 +78,7 @@ def umap(
 
     Args:
         adata: The result, with `layers["measured"]`.
-        label: obs column of the cell types; None to look for it (`discern.data.labels.label_column`).
+        label: obs column of the cell types; None to look for it (`discern.inputs.labels.label_column`).
         layer: The reconstruction: "X", the sampled expression, or "estimated_counts".
         seed: Of the embeddings and of the choice of cells.
         show: Whether to show the picture; None for yes, unless it is saved.

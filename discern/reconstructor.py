@@ -23,10 +23,10 @@ from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source, listed
+from discern.metrics.trust import check_enough_held_out
 from discern.model import history
 from discern.model.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.model.estimator import DISCERN
-from discern.model.trust import check_enough_held_out
 from discern.preprocessing.recipe import WAERecipe
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import clamp_cpus, start_tensorflow
@@ -111,7 +111,7 @@ def reconstruct(
         else becomes `batch_original`), and obs `discern_distance` how far a cell is from the reference's cells in
         latent space, `discern_beyond` whether that is farther than a line, see
         `discern.metrics.latent_space.add_distance`. var
-        `discern_trust` says how far to believe a gene, see `discern.model.trust.gene_trust`.
+        `discern_trust` says how far to believe a gene, see `discern.metrics.trust.gene_trust`.
 
     Raises:
         UnknownNameError: If a parameter, layer or obs column does not exist.

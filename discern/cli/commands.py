@@ -384,7 +384,7 @@ def compare(
     output: Path,
 ) -> None:
     """Test which genes differ between groups of cells, by measured counts, with reconstructed fold changes."""
-    from discern.metrics import differential
+    from discern.evaluation import differential
 
     table = differential.compare_file(cells, output, groupby, group, reference, layer=layer, batch=batch, sample=sample)
     click.echo(page(differential.summary(table, group, reference)))

@@ -11,7 +11,6 @@ import pandas as pd
 
 from discern.data.chunks import cell_blocks, iter_blocks
 from discern.data.components import PrincipalComponents
-from discern.data.labels import gene_symbols
 from discern.evaluation.results import (
     METHODS,
     Distances,
@@ -30,6 +29,7 @@ from discern.evaluation.results import (
     TypeMetrics,
     finite,
 )
+from discern.inputs.labels import gene_symbols
 from discern.metrics.gene_agreement import (
     GeneErrors,
     GroupStatistics,

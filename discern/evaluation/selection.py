@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from discern.data.annotation import CheckMetaData
-from discern.data.labels import MOST_TYPES, label_column
 from discern.errors import InvalidInputError
+from discern.inputs.labels import MOST_TYPES, label_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Comparison:
             obs: Annotation of processed cells, with `batch` (categorical), `split` and `n_genes`.
             reference: The batch to project to; None for the one with most genes detected in its median cell.
             sources: The batches to project; none for all others.
-            label: Column of the cell types; None for the one found by `discern.data.labels.label_column`, if any.
+            label: Column of the cell types; None for the one found by `discern.inputs.labels.label_column`, if any.
 
         Raises:
             UnknownNameError: If there is no such column.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from discern.data.labels import find_genes
 from discern.evaluation.measurement import measure
 from discern.evaluation.selection import Comparison
 from discern.folder.layout import ExperimentFolder
+from discern.inputs.labels import find_genes
 from discern.runtime import progress
 from discern.runtime.atomic import replacing
 from discern.runtime.text import cell
@@ -39,7 +39,7 @@ def evaluate(
         exp_folder: EXPERIMENTS_DIR/NAME, trained.
         reference: The batch to project to; None for the one with most genes detected in its median cell.
         sources: The batches to project; none for all others.
-        label: obs column of the cell types; None for the one found by `discern.data.labels.label_column`, if any.
+        label: obs column of the cell types; None for the one found by `discern.inputs.labels.label_column`, if any.
         genes: Names, symbols or ids of marker genes to show: as measured, reconstructed, and in real cells.
 
     Returns:

@@ -18,12 +18,12 @@ from discern.config.reading import canonical_experiment, load_parameters
 from discern.data import chunks
 from discern.data.chunks import track_blocks
 from discern.data.containers import open_hdf5
-from discern.data.labels import label_column
 from discern.data.structure import whole_number
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
 from discern.evaluation.selection import best_measured
 from discern.folder.layout import LAST, ExperimentFolder
 from discern.inputs import gene_matching, raw_counts
+from discern.inputs.labels import label_column
 from discern.inputs.merging import BatchColumn, Source, batches_of, check_batches, check_names, listed, shared_batches
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.runtime.atomic import replacing

@@ -18,10 +18,10 @@ from scipy import sparse
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.data.chunks import is_lazy, memory_budget, read_matrix, rows_per_block, usable_dtype
 from discern.data.containers import open_hdf5, open_zarr
-from discern.data.labels import find_genes
 from discern.data.structure import check_parts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.inputs.labels import find_genes
 from discern.runtime import progress
 from discern.runtime.foreign import check_file, check_input, reading
 

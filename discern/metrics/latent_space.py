@@ -9,7 +9,7 @@ import numpy as np
 
 from discern.data.annotation import CheckMetaData
 from discern.errors import InvalidInputError, UnknownNameError
-from discern.model.trust import Unseen
+from discern.metrics.trust import Unseen
 
 if TYPE_CHECKING:
     import anndata

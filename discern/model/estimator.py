@@ -523,7 +523,7 @@ class DISCERN:
             column_value: Value of that column; "" or None for each cell's own group.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
             intervals: Whether `layers["estimated_low"]` and `["estimated_high"]` are added, see
-            `discern.model.trust`; for
+            `discern.metrics.trust`; for
                 one batch only, of which some cells must have been held out.
 
         Returns:

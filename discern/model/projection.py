@@ -16,9 +16,9 @@ from discern.data.scaling import sample_counts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError
 from discern.metrics.latent_space import add_distance, training_cells
+from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust, tell_split
 from discern.model.targets import INTERVALS, OutputFormat, target_labels
 from discern.model.trained import CHUNK_SIZE
-from discern.model.trust import Calibration, Unseen, calibrate, gene_trust, tell_split
 from discern.runtime import progress
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from discern.data.processed import DISCERNData
+    from discern.metrics.trust import Coding
     from discern.model.trained import TrainedNetwork
-    from discern.model.trust import Coding
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _add_trust(
 def _calibration(
     trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, column: str | None, value: str | None
 ) -> Calibration:
-    """Return what gives the intervals of a projection to one batch; see `discern.model.trust.calibrate`."""
+    """Return what gives the intervals of a projection to one batch; see `discern.metrics.trust.calibrate`."""
     if column != "batch" or not value:
         raise InvalidInputError(
             "intervals are of a new measurement of the cell by one batch's technology: project to batch:NAME"

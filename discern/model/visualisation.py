@@ -17,9 +17,9 @@ from anndata.io import write_elem
 from discern.data.annotation import np_one_hot
 from discern.data.chunks import iter_blocks
 from discern.data.components import PrincipalComponents
-from discern.data.labels import label_column
 from discern.data.scaling import parse_mean_var
 from discern.errors import InvalidInputError, UnknownNameError
+from discern.inputs.labels import label_column
 from discern.model.projection import decoded_chunks
 from discern.model.trained import TrainedNetwork
 from discern.networks.autoencoder import WAE
@@ -49,7 +49,7 @@ class VisualisationCallback(keras.callbacks.Callback):
 
     Args:
         outdir: Folder for the pictures: `epoch_N_batch.png`, and `epoch_N_COLUMN.png` by the obs column of cell types
-            (see `discern.data.labels.label_column`), if there is one that says something else.
+            (see `discern.inputs.labels.label_column`), if there is one that says something else.
         data: Log-normalised cells with obs `batch`. Those with `split == "valid"`, or all if there is no `split`, of
             the ten largest batches are drawn. Without principal components in them, some are found.
         batch_size: Most cells to draw; more are sampled.

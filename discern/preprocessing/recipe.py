@@ -21,7 +21,6 @@ from scipy import sparse
 from discern.config.reading import canonical_experiment, check_experiment, load_parameters, read_json
 from discern.data.annotation import as_text, check_columns
 from discern.data.chunks import is_lazy, track_blocks
-from discern.data.labels import label_column
 from discern.data.processed import FORMAT, DISCERNData
 from discern.data.records import write_records
 from discern.data.writers import write_blocks
@@ -29,6 +28,7 @@ from discern.errors import InvalidInputError, UnknownNameError
 from discern.folder.layout import ExperimentFolder
 from discern.inputs import raw_counts
 from discern.inputs.gene_names import only_genes
+from discern.inputs.labels import label_column
 from discern.inputs.merging import BatchColumn, Source, batch_key, merge_data_sets, sources
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.preprocessing.gene_statistics import (
@@ -245,7 +245,7 @@ class WAERecipe:
         """Make obs `celltype` categorical; without one, it becomes a copy of `cluster_names` or `cluster`.
 
         There is no copy where another column says by its name that it holds cell types, see
-        `discern.data.labels.label_column`.
+        `discern.inputs.labels.label_column`.
         """
         obs = self.sc_raw.obs
         column = next((name for name in ("celltype", "cluster_names", "cluster") if name in obs), None)

@@ -14,7 +14,7 @@ from scipy import sparse, stats
 import discern
 from discern.cli.commands import cli
 from discern.errors import InvalidInputError, UnknownNameError
-from discern.metrics.differential import weights
+from discern.evaluation.differential import weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from discern.errors import InvalidInputError
-from discern.model.trust import Calibration, Unseen, gene_trust, halves
+from discern.metrics.trust import Calibration, Unseen, gene_trust, halves
 from discern.reconstructor import Reconstructor, reconstruct
 
 if TYPE_CHECKING:
