@@ -42,6 +42,7 @@ class ExperimentFolder:
         path: The folder; it need not exist.
 
     Example:
+        >>> from pathlib import Path
         >>> ExperimentFolder(Path("experiments/lung")).cells.as_posix()
         'experiments/lung/processed_data/concatenated_data.h5ad'
     """

@@ -87,6 +87,7 @@ def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = Non
 
     Example:
         >>> import tempfile
+        >>> from discern.model.trained import TrainedNetwork
         >>> from discern.networks.autoencoder import create_decoder, create_encoder, create_model
         >>> encoder = create_encoder(4, [16], ["layernorm"], "mish", 20, 2, regularization=0.4)
         >>> decoder = create_decoder(4, 20, [16], ["layernorm"], "mish", None, 2, regularization=0.0)

@@ -516,7 +516,8 @@ def test_functions_by_name() -> None:
 
 
 def test_classes_of_a_module() -> None:
-    assert allowlist.getmembers(name="discern.io") == {"DISCERNData": processed.DISCERNData}
+    wanted = {"DISCERNData": processed.DISCERNData, "TFRecordsWriter": io.TFRecordsWriter}
+    assert allowlist.getmembers(name="discern.io") == wanted
 
 
 def test_record_files_of_a_folder(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def processed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         if with_tfrecords:
             (job_path / "TF_records").mkdir()
 
-    monkeypatch.setattr("discern.preprocessing.read_process_serialize", fake)
+    monkeypatch.setattr("discern.preprocessing.recipe.read_process_serialize", fake)
     return calls
 
 
@@ -162,7 +162,7 @@ def test_a_failure_leaves_the_old_experiment(monkeypatch: pytest.MonkeyPatch, er
         (job_path / "processed_data").mkdir()
         raise error
 
-    monkeypatch.setattr("discern.preprocessing.read_process_serialize", fails)
+    monkeypatch.setattr("discern.preprocessing.recipe.read_process_serialize", fails)
     assert process.process(_parameters(), force=True) == {"one": error}
     assert _tree(Path("runs")).keys() - {"one"} == {f"one/{path}" for path in before}
 
@@ -173,7 +173,7 @@ def test_an_interruption_leaves_the_old_experiment(monkeypatch: pytest.MonkeyPat
     def interrupted(job_path: Path, with_tfrecords: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("discern.preprocessing.read_process_serialize", interrupted)
+    monkeypatch.setattr("discern.preprocessing.recipe.read_process_serialize", interrupted)
     with pytest.raises(KeyboardInterrupt):
         process.process(_parameters(), force=True)
     assert _tree(Path("runs/one")) == before
@@ -207,7 +207,7 @@ def test_a_run_killed_while_swapping_gives_the_old_folder_back(monkeypatch: pyte
     def fails(job_path: Path, with_tfrecords: bool) -> None:
         raise InvalidInputError("no")
 
-    monkeypatch.setattr("discern.preprocessing.read_process_serialize", fails)
+    monkeypatch.setattr("discern.preprocessing.recipe.read_process_serialize", fails)
     process.process(_parameters())
     assert Path("runs/one/job").is_dir()
     assert not left.exists()

@@ -461,4 +461,4 @@ class TestMultiprocess:
 
 
 def test_checks_metadata_under_its_documented_name() -> None:
-    assert CheckMetaData.__module__ == "discern.model.targets"
+    assert CheckMetaData.__module__ == "discern.data.annotation"

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from discern import DISCERN, DISCERNData
 from discern.errors import InvalidInputError
-from discern.model import callbacks
+from discern.model import callbacks, visualisation
 from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress, create_callbacks
 from discern.model.trained import TrainedNetwork
 from discern.model.visualisation import VisualisationCallback
@@ -278,7 +278,7 @@ class TestVisualisation:
     @pytest.fixture
     def drawers(self, monkeypatch: pytest.MonkeyPatch) -> list[Drawer]:
         Drawer.started = []
-        monkeypatch.setattr(callbacks.subprocess, "Popen", Drawer)
+        monkeypatch.setattr(visualisation.subprocess, "Popen", Drawer)
         return Drawer.started
 
     def test_validation_cells_of_the_largest_batches(
@@ -369,7 +369,7 @@ class TestVisualisation:
     def test_a_picture_is_not_worth_a_training(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(callbacks.sys, "executable", "/bin/false")
+        monkeypatch.setattr(visualisation.sys, "executable", "/bin/false")
         cells = make_cells({"a": (8, 5), "b": (8, 5)})
         callback = VisualisationCallback(tmp_path, cells, batch_size=100, freq=1)
         history = make_model(cells).training(cells, [callback], max_steps=2)
