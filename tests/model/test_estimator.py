@@ -361,7 +361,7 @@ class TestTraining:
         history = small().training(data, savepath=tmp_path, max_steps=2).history
         assert len(history["loss"]) == 2
         assert "val_loss" not in history
-        assert [path.name for path in tmp_path.iterdir()] == ["last_model.h5"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "last_model.h5"]
         with pytest.raises(InvalidInputError, match="early_stopping needs validation cells"):
             small().training(data, [DelayedEarlyStopping(patience=1)], max_steps=2)
 
