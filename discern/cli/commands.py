@@ -361,7 +361,7 @@ def evaluate(
     return _close({**results, **failed}, "open report.html in a browser")
 
 
-@cli.command()
+@cli.command(short_help="Test which genes differ between groups of cells.")
 @click.argument("cells", metavar="CELLS.h5ad", type=_FilePath())
 @click.option("--groupby", required=True, metavar="COLUMN", help="obs column of the groups.")
 @click.option("--group", required=True, metavar="NAME", help="Group to compare.")
