@@ -144,8 +144,6 @@ class TFRecordsWriter:
         Raises:
             InvalidInputError: if it is another split, or the data set was made for something else.
         """
-        if split not in _FILES_OF:
-            raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
         if isinstance(dataset, Sequence):
             records, number = iter(dataset), len(dataset)
         else:
@@ -181,6 +179,8 @@ class TFRecordsWriter:
         Raises:
             InvalidInputError: if it is another split, or at the end, if the number of records was another.
         """
+        if split not in _FILES_OF:
+            raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
         split = _FILES_OF[split]
         number = min(_MOST_SHARDS, max(1, -(-n_cells // CELLS_PER_SHARD)))
         shard_of = self._random.integers(number, size=n_cells)

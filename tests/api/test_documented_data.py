@@ -641,7 +641,7 @@ def test_records_need_a_data_set_made_for_them(data: processed.DISCERNData, tmp_
 
 
 def test_a_split_written_again_replaces_the_former_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discern.data.minibatches.CELLS_PER_SHARD", 2)
+    monkeypatch.setattr("discern.data.records.CELLS_PER_SHARD", 2)
     for cells in (5, 1):
         io.TFRecordsWriter(tmp_path).write_dataset([b"cell"] * cells, "train")
     assert [file.name for file in tmp_path.glob("training*")] == ["training-00000-of-00001.tfrecords"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data import minibatches, records
+from discern.data import records
 from discern.data.minibatches import Batches, stream
 from discern.data.processed import make_dataset_from_anndata
 from discern.data.records import (
@@ -87,7 +87,7 @@ def test_original_records_are_read(golden: Path) -> None:
 def test_shards_hold_each_cell_once_and_are_shuffled(
     cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(minibatches, "CELLS_PER_SHARD", 10)
+    monkeypatch.setattr(records, "CELLS_PER_SHARD", 10)
     write_records(cells, tmp_path / "TF_records", seed=3)
     files = current_records(tmp_path / "TF_records", cells)
     assert files is not None
@@ -143,7 +143,7 @@ def test_original_records_are_recognised(golden: Path, cells: ad.AnnData, caplog
 def test_write_dataset(cells: ad.AnnData, tmp_path: Path) -> None:
     writer = TFRecordsWriter(tmp_path / "TF_records")
     train, valid = make_dataset_from_anndata(cells, for_tfrecord=True)
-    writer.write_dataset(train, "training")
+    writer.write_dataset(train, "train")
     writer.write_dataset(valid, "validate")
     meta = json.loads((tmp_path / "TF_records" / "meta.json").read_text())
     assert meta["counts"] == {"training": 68, "validate": 20}
@@ -160,7 +160,7 @@ def test_write_dataset_of_another_split(cells: ad.AnnData, tmp_path: Path) -> No
 @pytest.mark.parametrize(("count", "message"), [(1, "expected 1 cells, got more"), (3, "expected 3 cells, got 2")])
 def test_wrong_number_of_records(tmp_path: Path, count: int, message: str) -> None:
     def write_two() -> None:
-        with TFRecordsWriter(tmp_path).shards("training", count) as write:
+        with TFRecordsWriter(tmp_path).shards("train", count) as write:
             write(b"one")
             write(b"two")
 
