@@ -243,12 +243,12 @@ def _distance_table(evaluation: Evaluation) -> str:
         rows.append((source, _quantiles(found), True))
         if evaluation.result.label is not None:
             rows += [(f"{source}: {name}", _quantiles(values), False) for name, values in found.types.items()]
-    return _table(["cells", "number", "5 % below", "median", "95 % below", "beyond the line"], rows)
+    return _table(["cells", "number", "median", "95 % below", "beyond the line"], rows)
 
 
 def _quantiles(distances: Distances) -> list[str]:
     beyond = "" if distances.beyond is None else f"{distances.beyond:,} ({distances.beyond / distances.cells:.0%})"
-    values = (distances.q05, distances.median, distances.q95)
+    values = (distances.median, distances.q95)
     return [f"{distances.cells:,}", *(_number(value, 2) for value in values), beyond]
 
 

@@ -144,7 +144,7 @@ def test_write_dataset(cells: ad.AnnData, tmp_path: Path) -> None:
     writer = TFRecordsWriter(tmp_path / "TF_records")
     train, valid = make_dataset_from_anndata(cells, for_tfrecord=True)
     writer.write_dataset(train, "train")
-    writer.write_dataset(valid, "validate")
+    writer.write_dataset(valid, "valid")
     meta = json.loads((tmp_path / "TF_records" / "meta.json").read_text())
     assert meta["counts"] == {"training": 68, "validate": 20}
     (file,) = (tmp_path / "TF_records").glob("validate*")
