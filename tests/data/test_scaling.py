@@ -121,7 +121,7 @@ def test_whatever_files_do_not_need_is_refused(name: str) -> None:
     "name", ["Adam", "", "keras..Adam", "keras.optimizers.Adam()", "kéras.optimizers.Adam", None, 3]
 )
 def test_no_dotted_name(name: object) -> None:
-    with pytest.raises(InvalidInputError, match="expected (a dotted name such as|the name of a class or function)"):
+    with pytest.raises(InvalidInputError, match=r"expected (a dotted name such as|the name of a class or function)"):
         allowlist.get_function_by_name(name)  # type: ignore[arg-type]
 
 
