@@ -53,7 +53,7 @@ def count_weights(
 
     Example:
         >>> count_weights({"layers": [10]}, {"layers": [10]}, 5, 100, 2)
-        3230
+        3610
     """
     sizes = ([n_genes, *encoder["layers"], 2 * latent_dim], [latent_dim, *decoder["layers"], 2 * n_genes])
     return sum(_weights(side, n_labels) for side in sizes)
