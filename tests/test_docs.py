@@ -106,7 +106,7 @@ def test_start_runs(small_training: None, projected: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     target = tmp_path / "experiments" / "celseq2_dropseq" / "projected"
     target.mkdir(parents=True)
-    projected.rename(target / projected.name)
+    projected.rename(target / "projected_to_reference_celseq2.h5ad")
 
     _run(ROOT / "docs" / "start.md")
 
