@@ -31,7 +31,7 @@ FULL = {"exp_param": {"experiments_dir": "runs"}, "experiments": {"one": EXPERIM
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with a parameter file, its raw file and the experiments folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "_start_tensorflow", lambda: None)
+    monkeypatch.setattr(commands, "load_tensorflow", lambda: None)
     Path("p.json").write_text(json.dumps(FULL))
     Path("raw.h5ad").touch()
     Path("runs").mkdir()

@@ -102,7 +102,7 @@ def test_other_libraries_are_refused_by_name(name: str) -> None:
         "keras.activations.__init__",
         "keras.activations.mish.__globals__",
         "keras.optimizers.keras.optimizers.Adam",
-        "discern.cli.commands.os.system",
+        "discern.cli.app.os.system",
         "discern.functions.importlib.import_module",
         "discern.runtime.atomic.remove",
         "ray.tune.run",
