@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-DEFINITIONS = Path("/work/shared/quality/metrics.py")
+DEFINITIONS = BENCHMARKS.parents[1] / "shared" / "quality" / "metrics.py"
 
 
 @pytest.fixture(scope="module")

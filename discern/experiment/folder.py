@@ -57,6 +57,12 @@ def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) 
     return DISCERNData.read_h5ad(file, batch_size)
 
 
+def require_model(exp_folder: Path) -> None:
+    """Raise MissingFileError unless the experiment has a model of a finished epoch."""
+    if not has_model(exp_folder):
+        raise MissingFileError(f"{ExperimentFolder(exp_folder).job} holds no trained model: run `discern train` first")
+
+
 def has_model(exp_folder: Path) -> bool:
     """Return whether the experiment has a model of a finished epoch."""
     job = ExperimentFolder(exp_folder).job

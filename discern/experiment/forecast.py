@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import h5py
 from anndata.io import read_elem
 
-from discern.data.annotation import CheckMetaData
 from discern.data.chunks import memory_budget
 from discern.data.containers import open_hdf5
 from discern.data.epochs import cells_of_step, number_of_epochs
 from discern.data.structure import check_format
 from discern.errors import MissingFileError
+from discern.experiment.folder import require_model
 from discern.experiment.init import epochs_trained, size_on_disk, size_text
 from discern.experiment.process import check_inputs
-from discern.model.targets import OutputFormat, file_name, reference_file_name
+from discern.folder.layout import ExperimentFolder
+from discern.model.targets import OutputFormat, projection_targets
 from discern.networks.capacity import count_weights
 from discern.runtime.devices import available_cpus
 
@@ -96,18 +97,18 @@ def of_train(parameters: Parameters, name: str) -> Iterator[str]:
     Raises:
         MissingFileError: If it is not processed yet.
     """
-    folder, experiment = parameters.folder(name), parameters.experiments[name]
+    folder, experiment = ExperimentFolder(parameters.folder(name)), parameters.experiments[name]
     cells, training = _processed(folder), experiment["training"]
-    epochs, done = number_of_epochs(training, cells.obs), epochs_trained(folder / "job") or 0
+    epochs, done = number_of_epochs(training, cells.obs), epochs_trained(folder.job) or 0
     at_once = cells_of_step(cells.obs, training["batch_size"])
     steps = max(1, int((cells.obs["split"] == "train").sum()) // at_once)
     left = max(0, epochs - done)
-    yield _line("reads", f"{folder / 'processed_data' / 'concatenated_data.h5ad'}: {_shape(cells)}")
+    yield _line("reads", f"{folder.cells}: {_shape(cells)}")
     if left:
         begin = f"goes on after epoch {done} of" if done else "from the beginning to epoch"
         yield _line("trains", f"{begin} {epochs}: {left * steps:,} steps of {at_once} cells")
         pictures = ", job/UMAP/" if training.get("visualisation", True) else ""
-        yield _line("makes", f"{folder}: job/last_model.h5, job/history.json, logs for TensorBoard{pictures}")
+        yield _line("makes", f"{folder.path}: job/last_model.h5, job/history.json, logs for TensorBoard{pictures}")
     else:
         yield _line("trains", f"nothing: the model has been trained for {done} of {epochs} epochs")
         return
@@ -145,28 +146,21 @@ def of_project(
         UserError: What projecting would refuse before it writes anything.
     """
     OutputFormat(layers, dtype, suffix)
-    folder = parameters.folder(name)
+    folder = ExperimentFolder(parameters.folder(name))
     cells = _processed(folder)
-    models = [path for path in (folder / "job").glob("*") if path.suffix in (".h5", ".hdf5")]
-    if not models:
-        raise MissingFileError(f"{folder / 'job'} holds no trained model: run `discern train` first")
+    require_model(folder.path)
     targets = list(metadata)
     if all_batches:
         targets += [("batch", str(batch)) for batch in cells.obs["batch"].cat.categories]
-    check = CheckMetaData(cells.obs)
-    for target in [*targets, *([("batch", reference)] if reference is not None else [])]:
-        check.check(target)
-    files = [] if reference is None else [reference_file_name(reference, suffix, cells.obs)]
-    files += [file_name(*target, suffix, cells.obs) for target in dict.fromkeys(targets)]
-    files = files or [file_name(None, None, suffix)]
-    yield _line("reads", f"{folder / 'processed_data' / 'concatenated_data.h5ad'}: {_shape(cells)}")
-    yield _line("reads", f"{folder / 'job'}: the model")
+    files = projection_targets(targets, reference, suffix, cells.obs)
+    yield _line("reads", f"{folder.cells}: {_shape(cells)}")
+    yield _line("reads", f"{folder.job}: the model")
     values = len(cells.obs) * cells.n_genes
     dense = 2 if dtype == "float16" else 4
     size = sum(values * (4 if layer in ("X", "measured") else dense) for layer in layers)
     for file in files:
-        exists = " (is there, would be replaced)" if (folder / "projected" / file).exists() else ""
-        yield _line("makes", f"{folder / 'projected' / file}, up to {size_text(size)}{exists}")
+        exists = " (is there, would be replaced)" if (folder.projected / file).exists() else ""
+        yield _line("makes", f"{folder.projected / file}, up to {size_text(size)}{exists}")
     held = 4.0 * _weights(parameters.experiments[name], cells) + cells.nbytes + 512 * cells.n_genes * 40.0
     seconds = 10 + len(files) * len(layers) * values / (_VALUES_A_SECOND * 3 * available_cpus())
     yield from _cost("project", held, seconds)
@@ -204,11 +198,10 @@ def _weights(experiment: dict[str, Any], cells: _Cells) -> int:
     return count_weights(model["encoder"], model["decoder"], model["latent_dim"], cells.n_genes, n_labels)
 
 
-def _processed(folder: Path) -> _Cells:
-    path = folder / "processed_data" / "concatenated_data.h5ad"
-    if not path.is_file():
-        raise MissingFileError(f"{folder} holds no processed experiment: run `discern process` first")
-    with open_hdf5(path, "cannot be read as processed cells", whole=("obs", "var", "uns")) as handle:
+def _processed(folder: ExperimentFolder) -> _Cells:
+    if not folder.cells.is_file():
+        raise MissingFileError(f"{folder.path} holds no processed experiment: run `discern process` first")
+    with open_hdf5(folder.cells, "cannot be read as processed cells", whole=("obs", "var", "uns")) as handle:
         check_format(read_elem(handle["uns"]))
         obs, n_genes = read_elem(handle["obs"]), len(read_elem(handle["var"]))
         entries = _entries(handle["X"])

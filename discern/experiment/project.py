@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from discern.data.annotation import CheckMetaData, parse_metadata
-from discern.errors import MissingFileError
-from discern.experiment.folder import has_model, load_experiment, setup_exp
+from discern.experiment.folder import load_experiment, require_model, setup_exp
 from discern.folder.layout import ExperimentFolder
 from discern.model.targets import RESULTS, OutputFormat
 
@@ -49,8 +48,7 @@ def run_projection(
     targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
     exp_folder = Path(exp_folder)
     model, _ = setup_exp(exp_folder)
-    if not has_model(exp_folder):
-        raise MissingFileError(f"{exp_folder / 'job'} holds no trained model: run `discern train` first")
+    require_model(exp_folder)
     data = load_experiment(exp_folder, infile, batch_size=1)  # which only the training would use
     if all_batches:
         targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]

@@ -1,4 +1,4 @@
-"""The losses of a training, from the logs in an experiment's folder. Loads no TensorFlow."""
+"""The losses of a training: those that `history` keeps, or of older ones, the logs for TensorBoard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def read_history(folder: str | Path) -> dict[str, tuple[list[int], list[float]]]
     """Read the losses of each epoch of a training, also of one that was interrupted and went on.
 
     Args:
-        folder: EXPERIMENTS_DIR/NAME, trained; its `job/train` and `job/validation` hold logs for TensorBoard.
+        folder: EXPERIMENTS_DIR/NAME, trained; its `job/history.json` holds its losses; where it is missing, the logs in
+            `job/train` and `job/validation` are read.
 
     Returns:
         Name (as in the `history` of Keras: "loss", "val_loss", ...) -> the epochs, from 1, and the values. An epoch

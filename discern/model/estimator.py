@@ -13,13 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from discern.config.reading import canonical_experiment, check_experiment, load_parameters
-from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, NotBuiltError, UnknownNameError, nearest
 from discern.folder import layout
 from discern.model import checkpoint, model_file, projection
 from discern.model.legacy import stored_experiment
-from discern.model.targets import RESULTS, OutputFormat, file_name, reference_file_name
+from discern.model.targets import RESULTS, OutputFormat, projection_targets
 from discern.model.trained import TrainedNetwork
 from discern.model.training import Metrics, check_enough, fit
 from discern.networks import autoencoder, losses, optimizers
@@ -580,19 +579,10 @@ class DISCERN:
         """
         output = OutputFormat(layers, dtype, suffix)
         _check_processed(input_data)
-        targets = [parse_metadata(target) for target in metadata]
-        if not targets and reference is None:
-            targets = [(None, None)]
-        check = CheckMetaData(input_data.obs)
-        for column, value in [*targets, *([("batch", reference)] if reference is not None else [])]:
-            if column is not None:
-                check.check((column, value))
-        named = {file_name(*target, suffix, input_data.obs): target for target in targets}
-        if reference is not None:
-            named = {reference_file_name(reference, suffix, input_data.obs): ("batch", reference)} | named
+        targets = projection_targets(metadata, reference, suffix, input_data.obs)
         self.prepare_projection(input_data)
         return projection.project(
-            self.trained, input_data, named, Path(save_path), output, self.seed or 0, store_sigmas
+            self.trained, input_data, targets, Path(save_path), output, self.seed or 0, store_sigmas
         )
 
 

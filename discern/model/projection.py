@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Self
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import anndata
 import numpy as np
@@ -22,7 +22,7 @@ from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -119,7 +119,7 @@ def reconstruct(
     cells = EncodedCells.of(trained, data)
     batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
     calibration = _calibration(trained, cells, data, column, value) if intervals else None
-    result = _without_matrices(trained, cells, data, column, value, store_sigmas)
+    result = _without_matrices(cells, data, column, value, store_sigmas, partial(_trust, trained, cells, data))
     rng = np.random.default_rng(seed)
     chunks = [(*chunk, chunk.sampled(rng)) for chunk in decoded_chunks(trained, cells.latent, batch_onehot)]
     counts, detection, sampled = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
@@ -157,6 +157,7 @@ def project(
     calibrations: dict[str, Calibration] = {}
     if set(INTERVALS) & set(output.layers):
         calibrations = {name: _calibration(trained, cells, data, *target) for name, target in targets.items()}
+    trust = cache(partial(_trust, trained, cells, data))  # targets have references in common
     written: list[Path] = []
     for name, (column, value) in targets.items():
         path = folder / name
@@ -165,7 +166,7 @@ def project(
         chunks = _written_chunks(
             trained, cells, data, batch_onehot, output.layers, np.random.default_rng(seed), calibrations.get(name)
         )
-        empty = _without_matrices(trained, cells, data, column, value, store_sigmas)
+        empty = _without_matrices(cells, data, column, value, store_sigmas, trust)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
     return written
@@ -190,13 +191,17 @@ def _written_chunks(
         yield {layer: chunk[layer] for layer in layers}
 
 
+Trust: TypeAlias = "tuple[npt.NDArray[np.float32], dict[str, int | str]]"
+"""The trust in each gene, (n_genes,), and which cells it was found with."""
+
+
 def _without_matrices(
-    trained: TrainedNetwork,
     cells: EncodedCells,
     data: DISCERNData,
     column: str | None,
     value: str | None,
     store_sigmas: bool,
+    trust: Callable[[str | None], Trust],
 ) -> anndata.AnnData:
     uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
     if column is not None:
@@ -206,22 +211,19 @@ def _without_matrices(
     reference = value if column == "batch" and value else None
     if reference is not None and training_cells(result.obs, reference).sum() > 1:
         add_distance(result, reference)
-    _add_trust(result, trained, cells, data, reference)
+    result.var["discern_trust"], found_with = trust(reference)
+    result.uns["discern_trust"] = dict(found_with)
     give_back(result)
     return result
 
 
-def _add_trust(
-    result: anndata.AnnData, trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, reference: str | None
-) -> None:
+def _trust(trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, reference: str | None) -> Trust:
     unseen = Unseen.of(cells.obs, reference)
     tell_split(unseen, "var discern_trust")
-    result.var["discern_trust"] = np.full(result.n_vars, np.nan, dtype=np.float32)
-    result.uns["discern_trust"] = {"cells": 0}
-    if unseen is not None:
-        batches = cells.batch_onehot.argmax(axis=1)
-        result.var["discern_trust"] = gene_trust(data.X, unseen, batches, _auto_encoding(trained, cells))
-        result.uns["discern_trust"] = {"cells": len(unseen.rows), "split": unseen.split}
+    if unseen is None:
+        return np.full(data.n_vars, np.nan, dtype=np.float32), {"cells": 0}
+    values = gene_trust(data.X, unseen, cells.batch_onehot.argmax(axis=1), _auto_encoding(trained, cells))
+    return values, {"cells": len(unseen.rows), "split": unseen.split}
 
 
 def _calibration(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from discern.data.annotation import CheckMetaData
+from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.runtime.text import file_part
 
@@ -163,6 +163,39 @@ def reference_file_name(reference: str, suffix: str = ".h5ad", obs: pd.DataFrame
     if any(file_part(other).casefold() == name.casefold() for other in known if other != reference):
         name = file_part(reference, unique=True)
     return f"projected_to_reference_{name}{suffix}"
+
+
+def projection_targets(
+    metadata: Sequence[str | tuple[str | None, str | None]], reference: str | None, suffix: str, obs: pd.DataFrame
+) -> dict[str, tuple[str | None, str | None]]:
+    """Return what to project cells to, by the name of the file that holds it.
+
+    Args:
+        metadata: "column:value" or (column, value) pairs; empty for each cell's own batch, unless there is a reference.
+        reference: A batch to decode all cells as; its file comes first.
+        suffix: ".h5ad" or ".zarr".
+        obs: The cells' annotation.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See `CheckMetaData`.
+
+    Example:
+        >>> import pandas as pd
+        >>> obs = pd.DataFrame({"batch": ["deep", "shallow"]})
+        >>> projection_targets(["batch:shallow"], "deep", ".h5ad", obs)
+        {'projected_to_reference_deep.h5ad': ('batch', 'deep'),
+         'projected_to_average_batch_shallow.h5ad': ('batch', 'shallow')}
+    """
+    targets = [parse_metadata(target) for target in metadata]
+    if not targets and reference is None:
+        targets = [(None, None)]
+    references: list[tuple[str | None, str | None]] = [] if reference is None else [("batch", reference)]
+    check = CheckMetaData(obs)
+    for column, value in [*targets, *references]:
+        if column is not None:
+            check.check((column, value))
+    named = {} if reference is None else {reference_file_name(reference, suffix, obs): references[0]}
+    return named | {file_name(*target, suffix, obs): target for target in targets}
 
 
 def _joined(column: str, value: str | None) -> str:
