@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import anndata as ad
 import numpy as np
+from quality import held_out
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
@@ -73,13 +74,7 @@ def pair(name: str, source: str, reference: str, data: Path | None, seed: int) -
     cells = load(name, data)
     cells = cells[cells.obs["batch"].isin([source, reference])].copy()
     cells = cells[:, np.asarray((cells.X > 0).sum(axis=0)).ravel() >= 3].copy()
-    generator = np.random.default_rng(1000 + seed)
-    hidden = np.zeros(cells.n_obs, dtype=bool)
-    of_reference = np.flatnonzero(cells.obs["batch"] == reference)
-    types = cells.obs["celltype"].to_numpy()[of_reference]
-    for name in np.unique(types):
-        those = of_reference[types == name]
-        hidden[generator.permutation(those)[: len(those) // 2]] = True
+    hidden = held_out(cells, seed, reference)
     return cells[~hidden].copy(), cells[hidden].copy()
 
 
