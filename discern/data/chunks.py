@@ -51,7 +51,8 @@ hdf5_lock = threading.RLock()
 h5py does not cover the writing of compressed chunks."""
 
 _BLOCK_ENTRIES = 2**25
-_READ_PARTS = ("obs", "var", "uns", "obsm", "varm")
+READ_PARTS = ("obs", "var", "uns", "obsm", "varm")
+"""What of AnnData is read, beside X and layers."""
 
 
 def rows_per_block(n_genes: int) -> int:
@@ -265,7 +266,7 @@ def read_cells(
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
-    with _opened(path) as group:
+    with opened(path) as group:
         if "encoding-type" not in group.attrs or isinstance(group.get("obs"), h5py.Dataset):
             check_stored_sparse(group)
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
@@ -277,7 +278,7 @@ def read_cells(
                 raise InvalidInputError(
                     f"{path}: expected a matrix X, obs and var, found only {[visible(key) for key in sorted(group)]}"
                 )
-        parts = {key: read_elem(group[key]) for key in _READ_PARTS if key in group}
+        parts = {key: read_elem(group[key]) for key in READ_PARTS if key in group}
         check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
         adata = ad.AnnData(**parts)
         adata.X = read_matrix(path, group["X"], adata.shape, budget, undo(adata) if undo else None)
@@ -299,7 +300,7 @@ def read_layers(path: Path, names: Collection[str]) -> ad.AnnData:
         raise MissingFileError(f"{path}: no such file")
     if path.suffix not in (".h5ad", ".zarr"):
         raise InvalidInputError(f"{path}: expected an .h5ad file or a .zarr folder")
-    with _opened(path) as group:
+    with opened(path) as group:
         for name in ("obs", "var"):
             if name not in group or isinstance(group[name], h5py.Dataset):
                 raise InvalidInputError(f"{path}: expected a table {name}, as anndata writes it since version 0.7")
@@ -314,17 +315,22 @@ def read_layers(path: Path, names: Collection[str]) -> ad.AnnData:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, again: bool = False) -> Iterator[Any]:
-    """Open a file or folder of cells; what is wrong with it is an InvalidInputError that names it."""
+def opened(path: Path, again: bool = False) -> Iterator[Any]:
+    """Open a file or folder of cells; what is wrong with it is an InvalidInputError that names it.
+
+    Args:
+        path: `.h5ad` or `.zarr`.
+        again: Whether it has been checked before.
+    """
     problem = f"cannot be read as {path.suffix}"
     if path.suffix == ".zarr":
         with reading(path, problem):
-            yield zarr.open_group(path, mode="r", use_consolidated=False) if again else open_zarr(path, _READ_PARTS)
+            yield zarr.open_group(path, mode="r", use_consolidated=False) if again else open_zarr(path, READ_PARTS)
     elif again:
         with reading(path, problem), h5py.File(path, "r") as group:
             yield group
     else:
-        with open_hdf5(path, problem, whole=_READ_PARTS) as group:
+        with open_hdf5(path, problem, whole=READ_PARTS) as group:
             yield group
 
 
@@ -398,7 +404,7 @@ def _sparse_rows(
 ) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
     first, last = indptr[start], indptr[stop]
-    with _opened(path, again=True) as group:
+    with opened(path, again=True) as group:
         elem = group[name]
         data, indices = elem["data"][first:last], elem["indices"][first:last]
         found = compressed(data, indices, indptr[start : stop + 1] - first, (stop - start, n_genes))
@@ -407,7 +413,7 @@ def _sparse_rows(
 
 def _dense_rows(path: Path, name: str, dtype: np.dtype, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
-    with _opened(path, again=True) as group:
+    with opened(path, again=True) as group:
         block = group[name][start:stop]
     return as_csr(undo(block) if undo else block, dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,7 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from discern.data.annotation import CheckMetaData, parse_metadata
-from discern.data.chunks import is_lazy, memory_budget, read_matrix, rows_per_block, usable_dtype
-from discern.data.containers import open_hdf5, open_zarr
+from discern.data.chunks import READ_PARTS, is_lazy, memory_budget, opened, read_matrix, rows_per_block, usable_dtype
 from discern.data.structure import check_parts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-_TABLES = ("obs", "var", "uns", "obsm", "varm")
 _LEFT_OUT = ("raw", "obsp", "varp")
 _IN_MEMORY = 2**27  # bytes of a sparse matrix that is read as a whole
 _PIECES = 8  # of a block
@@ -80,7 +77,7 @@ def write_subset(
         raise InvalidInputError(f"{output}: expected a name that ends in .h5ad or .zarr")
     if output.exists():
         raise InvalidInputError(f"{output} is there already: remove it or give another name")
-    with _opened(path) as group:
+    with opened(path) as group:
         header, stored = _parts(path, group, layers)
         rows = np.flatnonzero(_chosen_cells(header.obs, cells))
         columns = _chosen_genes(header.var, genes)
@@ -105,23 +102,11 @@ def write_subset(
     return output
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open somebody else's file; faults of reading it name it."""
-    problem = f"cannot be read as {path.suffix}"
-    if path.suffix == ".zarr":
-        with reading(path, problem):
-            yield open_zarr(path, _TABLES)
-    else:
-        with open_hdf5(path, problem, whole=_TABLES) as group:
-            yield group
-
-
 def _parts(path: Path, group: Any, layers: Sequence[str] | None) -> tuple[ad.AnnData, dict[str, Any]]:
     """Return the tables, and the stored matrices by name."""
     if "obs" not in group or "var" not in group or not hasattr(group["obs"], "keys"):
         raise InvalidInputError(f"{path}: expected AnnData with obs and var")
-    tables = {name: read_elem(group[name]) for name in _TABLES if name in group}
+    tables = {name: read_elem(group[name]) for name in READ_PARTS if name in group}
     check_parts({name: table for name, table in tables.items() if name not in ("obs", "var", "uns")})
     header = ad.AnnData(**tables)
     stored = {"X": group["X"]} if "X" in group else {}

@@ -192,12 +192,11 @@ def kept_neighbours(before: npt.NDArray, after: npt.NDArray, k: int = 15) -> dic
 def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
     """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space, and who is beyond a line.
 
-    See `discern.metrics.latent_space.reference_distance` for its meaning. A cell that stands out is of a type that
-    the reference
-    lacks, and its reconstruction is not to be trusted. `obs["discern_beyond"]` is true where the distance is greater
-    than that of 95 % of the reference's cells that training did not see (or of those that it saw, if fewer than ten
-    were held out); `uns["discern_line"]` holds that distance and what cells it is of. One in twenty cells of a type
-    that the reference has is beyond, too: it is whole types or clusters of which most cells are that count.
+    See `reference_distance` for its meaning. A cell that stands out is of a type that the reference lacks, and its
+    reconstruction is not to be trusted. `obs["discern_beyond"]` is true where the distance is greater than that of 95 %
+    of the reference's cells that training did not see (or of those that it saw, if fewer than ten were held out);
+    `uns["discern_line"]` holds that distance and what cells it is of. One in twenty cells of a type that the reference
+    has is beyond, too: it is whole types or clusters of which most cells are that count.
 
     Args:
         adata: Projected cells with `obsm["X_DISCERN"]` and obs `batch` and `split`, those of the reference among them.

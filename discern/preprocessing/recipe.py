@@ -60,8 +60,7 @@ class WAERecipe:
         inputs: raw counts in memory, not modified: by name, or one AnnData whose obs has the column `batch`.
         input_files: beside or in place of `inputs`: list of paths, or {path: obs column with the batch, or {"batch":
             column, "layer": name}}, see `discern.inputs.merging.Source`; by default `input_ds.raw_input`, if there
-            are no
-            `inputs`. As a mapping it may name `inputs` as well.
+            are no `inputs`. As a mapping it may name `inputs` as well.
         n_jobs: CPUs to use, -1 for all.
 
     Attributes:

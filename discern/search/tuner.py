@@ -58,8 +58,7 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
         UnsupportedError: if Ray is not installed.
 
     A search is resumed only if this user has started it on this machine (see `discern.search.origin`): what Ray wrote
-    for that
-    is pickled, so that a folder from elsewhere could run any code.
+    for that is pickled, so that a folder from elsewhere could run any code.
     """
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("a hyperparameter search needs Ray, which is not installed: pip install 'discern[tune]'")
