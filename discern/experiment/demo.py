@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from discern.data.components import PrincipalComponents
-from discern.datasets import lung_cell_lines
+from discern.datasets import demo_parameters, lung_cell_lines
 from discern.folder.layout import ExperimentFolder
 from discern.metrics.gene_agreement import GroupStatistics, agreement
 from discern.model.targets import reference_file_name
@@ -18,6 +17,8 @@ from discern.runtime.atomic import refuse_link, replacing
 from discern.runtime.devices import available_cpus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import anndata
 
 
@@ -35,8 +36,7 @@ def write_demo_inputs(output: Path) -> Path:
     """
     data = output / "data"
     refuse_link(data)
-    text = (Path(__file__).parent / "datasets" / "demo.json").read_text()
-    parameters = json.loads(text)
+    parameters = json.loads(demo_parameters().read_text())
     for path in lung_cell_lines().values():
         with replacing(data / path.name) as partial:
             shutil.copyfile(path, partial)
