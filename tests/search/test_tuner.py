@@ -211,7 +211,7 @@ import logging, sys, warnings
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import discern.search.trial
-from discern.config import load_parameters
+from discern.config.reading import load_parameters
 from discern.search.tuner import optimize
 {patch}
 (result,) = optimize(load_parameters(Path(sys.argv[1])), resume="--resume" in sys.argv).values()
