@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-NOTEBOOKS = [ROOT / "Tutorial.ipynb", ROOT / "docs" / "tutorials" / "batches.ipynb"]
+NOTEBOOKS = [ROOT / "Tutorial.ipynb", *sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))]
 _BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
