@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
-import queue
 import shutil
-import warnings
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +16,13 @@ from discern.runtime import logs
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import available_cpus, clamp_cpus
 from discern.runtime.foreign import check_input, check_tree
-from discern.runtime.processes import as_child, end_children, run_in_child
-from discern.runtime.progress import phase
-from discern.runtime.ray_cluster import Task, run_on_ray
+from discern.runtime.ray_cluster import run_on_ray
+from discern.runtime.tasks import Share, Task, run_here, run_in_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from discern.config.reading import Parameters
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def process(
@@ -67,29 +58,25 @@ def process(
     for name in parameters.experiments:
         check_inputs(parameters, name)
     results: dict[str, Path | Exception] = {}
-    jobs: dict[str, tuple[Any, ...]] = {}
+    tasks: dict[str, Task] = {}
     for name, experiment in parameters.experiments.items():
         folder = parameters.folder(name)
         recover(folder)
         if force or not _holds_results(folder) or (ask and ask(f"{folder} has been processed before. Replace it?")):
-            jobs[name] = (folder, parameters.given[name], experiment, copy_original, with_tfrecords)
+            place = folder if ray_address is None else folder.absolute()
+            arguments = (place, parameters.given[name], experiment, copy_original, with_tfrecords)
+            cpus = experiment["input_ds"].get("n_cpus_preprocessing", 1)
+            tasks[name] = Task(make_experiment, arguments, cpus)
         else:
             results[name] = InvalidInputError(f"{folder} has been processed before; --force replaces it and its model")
     if ray_address is not None:
-        cpus = {name: parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing", 1) for name in jobs}
-        tasks = {name: Task(make_experiment, _absolute(job), cpus[name]) for name, job in jobs.items()}
         results |= run_on_ray(ray_address, tasks)
-    elif len(jobs) == 1:
-        ((name, job),) = jobs.items()
-        results[name] = _outcome(lambda: make_experiment(*job))
-    elif jobs:
-        results |= _side_by_side(jobs, _cpu_budget(parameters, jobs))
+    elif len(tasks) > 1:
+        shares = _shares(_cpu_budget(parameters, list(tasks)), len(tasks))
+        results |= run_in_processes(tasks, shares, "processing experiments")
+    else:
+        results |= run_here(tasks)
     return {name: results[name] for name in parameters.experiments}
-
-
-def _absolute(job: tuple[Any, ...]) -> tuple[Any, ...]:
-    folder, *rest = job
-    return (Path(folder).absolute(), *rest)
 
 
 def check_inputs(parameters: Parameters, name: str) -> None:
@@ -190,62 +177,14 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _cpu_budget(parameters: Parameters, names: Sequence[str] | dict[str, Any]) -> int:
+def _cpu_budget(parameters: Parameters, names: Sequence[str]) -> int:
     wanted = [parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing") for name in names]
     if None in wanted:
         return available_cpus()
     return clamp_cpus(max(count for count in wanted if count is not None), "input_ds.n_cpus_preprocessing")
 
 
-def _side_by_side(jobs: dict[str, tuple[Any, ...]], budget: int) -> dict[str, Path | Exception]:
-    """Run each job in a process of its own, so that one that is killed takes no other with it."""
-    workers = min(budget, len(jobs))
-    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+def _shares(budget: int, jobs: int) -> list[Share]:
     cpus = sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(budget))[:budget]
-    for worker in range(workers):
-        shares.put(set(cpus[worker::workers]))
-    context = multiprocessing.get_context("spawn")
-    results: dict[str, Path | Exception] = {}
-    with (
-        logs.collecting(context) as messages,
-        phase("processing experiments", len(jobs)) as advance,
-        ThreadPoolExecutor(workers) as threads,
-    ):
-
-        def run(name: str) -> Path:
-            share = shares.get()
-            try:
-                with ProcessPoolExecutor(1, context, _begin, (messages, name, share)) as pool:
-                    return pool.submit(run_in_child, make_experiment, *jobs[name]).result()
-            finally:
-                shares.put(share)
-
-        running: dict[Future[Path], str] = {threads.submit(run, name): name for name in jobs}
-        try:
-            for future in as_completed(running):
-                name = running[future]
-                results[name] = _outcome(future.result)
-                _LOGGER.info("%s: %s", name, "failed" if isinstance(results[name], Exception) else "done")
-                advance()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            end_children(running)
-            raise
-    return results
-
-
-def _begin(messages: Any, name: str, cpus: set[int]) -> None:
-    as_child()
-    logs.forward(messages, name)
-    warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # `process` has said so
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-
-
-def _outcome(call: Callable[[], Path]) -> Path | Exception:
-    try:
-        return call()
-    except BrokenProcessPool:
-        return RuntimeError("its process was killed, most likely for lack of memory")
-    except Exception as error:  # noqa: BLE001 (returned to the caller, who tells it)
-        return error
+    workers = min(budget, jobs)
+    return [Share(frozenset(cpus[worker::workers])) for worker in range(workers)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +13,8 @@ from discern.experiment.project import run_projection
 from discern.experiment.train import run_train
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked, recover
-from discern.runtime import logs
-from discern.runtime.processes import as_child, end_children, run_in_child
-from discern.runtime.ray_cluster import Task, run_on_ray
+from discern.runtime.ray_cluster import run_on_ray
+from discern.runtime.tasks import Share, Task, run_here, run_in_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,24 +136,15 @@ class DISCERNRunner:
         if self.debug:
             name = next(iter(folders))
             return {name: _locked_run(folders[name], func, kwargs)}
+        tasks = {
+            name: _task(folder, func, kwargs, experiments[name].get("training", {})) for name, folder in folders.items()
+        }
         if self.ray_address is not None:
-            return run_on_ray(
-                self.ray_address,
-                {
-                    name: _task(folder, func, kwargs, experiments[name].get("training", {}))
-                    for name, folder in folders.items()
-                },
-            )
-        gpus = self._usable_gpus(experiments) if len(folders) > 1 else []
+            return run_on_ray(self.ray_address, tasks)
+        gpus = self._usable_gpus(experiments) if len(tasks) > 1 else []
         if len(gpus) > 1:
-            return _run_on_gpus(folders, gpus, func, kwargs)
-        results: dict[str, list[Path] | Exception] = {}
-        for name, folder in folders.items():
-            try:
-                results[name] = _locked_run(folder, func, kwargs)
-            except Exception as error:  # noqa: BLE001 (reported for each experiment at the end)
-                results[name] = error
-        return results
+            return run_in_processes(tasks, [Share(gpu=gpu) for gpu in gpus], "experiments")
+        return run_here(tasks)
 
     def _usable_gpus(self, experiments: Mapping[str, Mapping[str, Any]]) -> list[int]:
         if self.gpus is not None:
@@ -189,44 +177,6 @@ def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
             raise MissingFileError(f"{folder} holds no processed experiment: run `discern process` first")
         (found[name],) = load_parameters(file).experiments.values()
     return found
-
-
-def _run_on_gpus(
-    folders: Mapping[str, Path], gpus: Sequence[int], func: Callable[..., Any], kwargs: Mapping[str, Any] | None
-) -> dict[str, list[Path] | Exception]:
-    """Run each experiment in a process of its own, as many at once as there are GPUs."""
-    context = multiprocessing.get_context("spawn")
-    results: dict[str, list[Path] | Exception] = {}
-    with context.Manager() as manager, logs.collecting(context) as messages, ThreadPoolExecutor(len(gpus)) as threads:
-        free = manager.Queue()
-        for gpu in gpus:
-            free.put(gpu)
-
-        def run(name: str) -> list[Path]:
-            # A pool of one for each experiment: a process that is killed takes no other experiment with it.
-            with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
-                arguments = {"func": func, "kwargs": kwargs}
-                step = process.submit(run_in_child, _with_gpu, folders[name], free, _locked_run, arguments)
-                return step.result()
-
-        manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-        running = {name: threads.submit(run, name) for name in folders}
-        try:
-            for name, future in running.items():
-                error = future.exception()
-                if error is not None and not isinstance(error, Exception):
-                    raise error
-                results[name] = error if error is not None else future.result()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            end_children(running.values(), manager_process)
-            raise
-    return results
-
-
-def _begin(messages: Any, name: str) -> None:
-    as_child()
-    logs.forward(messages, name)
 
 
 def _task(

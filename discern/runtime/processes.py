@@ -78,16 +78,11 @@ def run_in_child(function: Callable[..., _T], *arguments: Any) -> _T:
             os._exit(1)
 
 
-def end_children(running: Collection[Future[Any]], others: Collection[int] = ()) -> None:
-    """Tell the processes of pools to end, and wait until what ran in them is done.
-
-    Args:
-        running: What threads of this process wait for.
-        others: Numbers of child processes that are left alone.
-    """
+def end_children(running: Collection[Future[Any]]) -> None:
+    """Tell the processes of pools to end, and wait until what threads of this process wait for is done."""
     import multiprocessing
 
-    told = set(others)
+    told: set[int] = set()
     while not all(future.done() for future in running):
         for child in multiprocessing.active_children():
             if child.pid is not None and child.pid not in told:

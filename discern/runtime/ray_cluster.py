@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,29 +19,14 @@ from discern.runtime.progress import phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from discern.runtime.tasks import Task
+
 
 _OWN_STORE = 256 * 2**20  # bytes; a trial passes a few figures, so Ray's default (30 % of the memory) is not needed
 
 # Arguments of ray.init that are not in its signature.
 _HIDDEN = ("_redis_password", "_redis_username", "_node_ip_address", "_temp_dir", "_system_config", "_memory")
 _RENAMED = {"redis_password": "_redis_password", "temp_dir": "_temp_dir", "memory": "_memory"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One experiment's step.
-
-    Attributes:
-        function: A top-level function; it runs on a node where DISCERN is installed.
-        arguments: Its arguments. Paths are those of the shared storage.
-        cpus: Number of CPUs to reserve; never more than the largest node has (with a warning).
-        gpus: Number of GPUs, likewise.
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    cpus: int = 1
-    gpus: int = 0
 
 
 def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:

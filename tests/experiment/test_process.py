@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from discern.errors import InUseError, InvalidInputError, MissingFileError, Unkn
 from discern.experiment import process
 from discern.folder.locks import locked
 from discern.runtime import devices
+from discern.runtime.tasks import Share, Task, run_in_processes
 
 EXPERIMENT = {"input_ds": {"raw_input": ["raw/a.h5ad", "raw/b.h5ad"]}, "model": {"layers": [8], "regularization": 0}}
 
@@ -248,13 +248,15 @@ def test_a_file_where_the_folder_should_be(processed: list[Path]) -> None:
 # --- several at once -------------------------------------------------------------------------------------------------
 
 
-def test_one_that_is_killed_takes_no_other_with_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(process, "make_experiment", operator.call)
+def test_one_that_is_killed_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
     speaks = logging.getLogger("discern.test").warning
-    jobs = {"killed": (os._exit, 9), "wrong": (int, "x"), "well": (str, "done"), "speaks": (speaks, "100 %s", "cells")}
-    results = process._side_by_side(jobs, budget=2)
+    tasks = {
+        "killed": Task(os._exit, (9,)),
+        "wrong": Task(int, ("x",)),
+        "well": Task(str, ("done",)),
+        "speaks": Task(speaks, ("100 %s", "cells")),
+    }
+    results = run_in_processes(tasks, [Share(), Share()], "tests")
     assert isinstance(results["killed"], RuntimeError)
     assert "most likely for lack of memory" in str(results["killed"])
     assert isinstance(results["wrong"], ValueError)
@@ -264,11 +266,11 @@ def test_one_that_is_killed_takes_no_other_with_it(
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot bind processes to CPUs")
 @pytest.mark.parametrize("budget", [1, 2])
-def test_processes_share_the_cpus(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+def test_processes_share_the_cpus(budget: int) -> None:
     if budget > devices.available_cpus():
         pytest.skip("needs two CPUs")
-    monkeypatch.setattr(process, "make_experiment", os.sched_getaffinity)
-    results = process._side_by_side(dict.fromkeys("abc", (0,)), budget)
+    tasks = {name: Task(os.sched_getaffinity, (0,)) for name in "abc"}
+    results = run_in_processes(tasks, process._shares(budget, len(tasks)), "tests")
     assert len({frozenset(cpus) for cpus in results.values()}) <= budget
     assert all(len(cpus) == 1 for cpus in results.values())
 

@@ -421,7 +421,9 @@ class TestRunner:
     ) -> None:
         at_once: list[Any] = []
         monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [None] * present)
-        monkeypatch.setattr(runner, "_run_on_gpus", lambda folders, gpus, *_: at_once.append(gpus) or {})
+        monkeypatch.setattr(
+            runner, "run_in_processes", lambda tasks, shares, what: at_once.append([one.gpu for one in shares]) or {}
+        )
         DISCERNRunner()(lambda folder: [], several(tmp_path, *names, gpu=gpu))
         assert at_once == ([[0, 1]] if wanted else [])
 

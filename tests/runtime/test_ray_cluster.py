@@ -16,7 +16,8 @@ from discern.config.reading import load_parameters
 from discern.errors import MissingFileError
 from discern.experiment.project import run_projection
 from discern.experiment.runner import DISCERNRunner
-from discern.runtime.ray_cluster import Task, run_on_ray
+from discern.runtime.ray_cluster import run_on_ray
+from discern.runtime.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
