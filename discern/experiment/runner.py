@@ -207,7 +207,8 @@ def _run_on_gpus(
             with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(messages, name)) as process:
                 arguments = {"func": func, "kwargs": kwargs}
                 step = process.submit(run_in_child, _with_gpu, folders[name], free, _locked_run, arguments)
-                return step.result()
+                written: list[Path] = step.result()
+                return written
 
         manager_process = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         running = {name: threads.submit(run, name) for name in folders}
