@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,6 +60,7 @@ _FOR_COMPONENTS = 2_000
 _MOST_TYPES = 6  # in `means`
 _SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".tiff", ".webp")
 _EXPRESSION = "log-normalised expression"
+_Drawn = TypeVar("_Drawn")
 
 
 def umap(
@@ -604,7 +605,8 @@ def _column(matrix: Matrix, gene: int, cells: np.ndarray) -> np.ndarray:
     """Return the values of one gene in some cells."""
     column = matrix[:, gene : gene + 1]
     column = column.compute() if is_lazy(column) else column
-    return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()[cells]
+    values = np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
+    return np.asarray(values[cells])
 
 
 def _components(matrix: Matrix, cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -639,7 +641,7 @@ def _check_save(save: str | Path | None) -> None:
         raise InvalidInputError(f"{save}: expected a name that ends in {', '.join(_SUFFIXES)}")
 
 
-def _finish(figure: Figure, axes: Any, show: bool | None, save: str | Path | None) -> Any:
+def _finish(figure: Figure, axes: _Drawn, show: bool | None, save: str | Path | None) -> _Drawn | None:
     """Write and show a picture as scanpy does."""
     if save is not None:
         with replacing(Path(save)) as partial:

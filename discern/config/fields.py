@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeGuard
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from discern.config.allowlist import KNOWN, look_up, names_of
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, UserError, nearest
 from discern.runtime.text import has_control
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pydantic_core import ErrorDetails
 
 
 _MOST = 2**31 - 1  # TensorFlow, HDF5 and pandas count with 32 bits in places
@@ -30,7 +30,7 @@ class Refused(ValueError):
         self.kind = kind
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value of a file as it stands there, in short."""
     if isinstance(value, int) and abs(value) > 10**30:
         return "an integer of more than 30 digits"
@@ -41,48 +41,51 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _integral(value: Any) -> Any:
+def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= _MOST  # never so for what is no number
 
 
-def _cells(value: Any) -> int | float:
+def _cells(value: object) -> float:
     if not _is_number(value) or value < 0 or (isinstance(value, float) and value > 1):
         raise Refused(f"expected a share between 0.0 and 1.0 or a whole number of cells, got {shown(value)}")
     return value
 
 
-def _genes_or_number(value: Any) -> str | float:
-    if value == "genes" or (_is_number(value) and abs(value) <= 1e6):
+def _genes_or_number(value: object) -> GenesOr:
+    if value == "genes":
+        return "genes"
+    if _is_number(value) and abs(value) <= 1e6:
         return value
     bounds = " between -1e6 and 1e6" if _is_number(value) else ""
     raise Refused(f'expected "genes" or a number{bounds}, got {shown(value)}')
 
 
-def _genes_or_deviation(value: Any) -> str | float:
-    if value == "genes" or (_is_number(value) and 1e-8 <= value <= 1e6):
+def _genes_or_deviation(value: object) -> GenesOr:
+    if value == "genes":
+        return "genes"
+    if _is_number(value) and 1e-8 <= value <= 1e6:
         return value
     bounds = " between 1e-8 and 1e6" if _is_number(value) else ""
     raise Refused(f'expected "genes" or a number{bounds}, got {shown(value)}')
 
 
-def _raw_input(value: Any) -> list[str] | dict[str, Any]:
-    paths = list(value) if isinstance(value, list | dict) else []
-    if not paths or not all(isinstance(path, str) and path for path in paths):
+def _raw_input(value: object) -> Inputs:
+    if not isinstance(value, list | dict) or not value or not all(isinstance(path, str) and path for path in value):
         raise Refused(f"expected a list of paths or {{path: obs column}}, not empty, got {shown(value)}")
-    if len(set(paths)) < len(paths):
+    if len(set(value)) < len(value):
         raise Refused(f"expected each path once, got {shown(value)}")
     for path, source in value.items() if isinstance(value, dict) else ():
         _check_source(path, source)
     return value
 
 
-def _check_source(path: str, source: Any) -> None:
+def _check_source(path: str, source: object) -> None:
     """Check what is said of one input: its batch column, or an object with that and the layer."""
     options = source if isinstance(source, dict) else {"batch": source}
     for key in options:
@@ -98,7 +101,7 @@ def _check_source(path: str, source: Any) -> None:
         raise Refused(f"{path}: expected the name of a layer or null, got {shown(layer)}")
 
 
-def _named(name: Any, kind: str) -> str:
+def _named(name: str, kind: str) -> str:
     try:
         look_up(name, kind)
     except UserError as error:
@@ -149,15 +152,15 @@ def check_path(text: str) -> str:
     return text
 
 
-def positive(least: float, most: float) -> Any:
-    """Return the type of a number above 0 within the bounds of what single precision can do something with."""
+def at_least(least: float) -> AfterValidator:
+    """Return a check that a number is no smaller than what single precision can do something with."""
 
     def check(value: float) -> float:
         if value < least:
             raise Refused(f"expected {least:g} or more, got {shown(value)}")
         return value
 
-    return Annotated[float, Field(gt=0, le=most), AfterValidator(check)]
+    return AfterValidator(check)
 
 
 def _column(text: str) -> str:
@@ -166,7 +169,7 @@ def _column(text: str) -> str:
     return text
 
 
-def expected_of(found: Mapping[str, Any]) -> str:
+def expected_of(found: ErrorDetails) -> str:
     """Return what was expected and what came, of one of pydantic's errors."""
     if isinstance(refused := found.get("ctx", {}).get("error"), Refused):
         return str(refused)
@@ -199,9 +202,9 @@ _EXPECTED = {
 }
 
 
-def name_of(kind: str) -> Any:
-    """Return the type of a dotted name of something of this kind, see `discern.config.allowlist`."""
-    return Annotated[str, AfterValidator(lambda name: _named(name, kind))]
+def naming(kind: str) -> AfterValidator:
+    """Return a check that a text is the dotted name of something of this kind, see `discern.config.allowlist`."""
+    return AfterValidator(lambda name: _named(name, kind))
 
 
 Norm = Annotated[str, AfterValidator(_norm)]
@@ -218,22 +221,21 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Layers = Annotated[list[Annotated[Positive, Field(le=10**6)]], Field(min_length=1, max_length=100)]
 FilePath = Annotated[str, AfterValidator(check_path)]
 Column = Annotated[str, AfterValidator(_column)]
-Cells = Annotated[Any, AfterValidator(_cells), WithJsonSchema({"type": "number", "minimum": 0})]
-GenesOrNumber = Annotated[
-    Any, AfterValidator(_genes_or_number), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
-]
-GenesOrDeviation = Annotated[
-    Any, AfterValidator(_genes_or_deviation), WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
-]
+Cells = Annotated[int | float, PlainValidator(_cells), WithJsonSchema({"type": "number", "minimum": 0})]
+GenesOr: TypeAlias = float | Literal["genes"]
+_GENES_OR = WithJsonSchema({"anyOf": [{"const": "genes"}, {"type": "number"}]})
+GenesOrNumber = Annotated[GenesOr, PlainValidator(_genes_or_number), _GENES_OR]
+GenesOrDeviation = Annotated[GenesOr, PlainValidator(_genes_or_deviation), _GENES_OR]
 _BATCH_COLUMN = {"anyOf": [{"type": ["string", "null"]}, {"const": False}]}
 _SOURCE = {
     "type": "object",
     "additionalProperties": False,
     "properties": {"batch": _BATCH_COLUMN, "layer": {"type": ["string", "null"]}},
 }
+Inputs: TypeAlias = list[str] | dict[str, str | Literal[False] | dict[str, str | None] | None]
 RawInput = Annotated[
-    Any,
-    AfterValidator(_raw_input),
+    Inputs | None,
+    PlainValidator(_raw_input),
     WithJsonSchema(
         {
             "anyOf": [

@@ -32,8 +32,8 @@ from discern.config.fields import (
     Share,
     TwoOrMore,
     Weight,
-    name_of,
-    positive,
+    at_least,
+    naming,
 )
 from discern.config.presets import PRESETS, filled
 from discern.errors import UnknownNameError
@@ -97,7 +97,7 @@ class FixedScaling(Section):
 class Scale(Section):
     """Library-size normalisation (LSN: counts per cell) and standardisation; what is absent is not done."""
 
-    LSN: positive(1e-6, 1e12) | None = None  # type: ignore[valid-type]
+    LSN: Annotated[float, Field(gt=0, le=1e12), at_least(1e-6)] | None = None
     fixed_scaling: FixedScaling | None = None
 
 
@@ -134,7 +134,7 @@ class Regularizer(WithArguments):
 
     kind = "regularizer"
 
-    name: name_of("regularizer")  # type: ignore[valid-type]
+    name: Annotated[str, naming("regularizer")]
 
 
 class Side(Section):
@@ -233,8 +233,20 @@ def _translate_old_spellings(model: Any) -> Any:
     return model
 
 
-_PARTS = ("", "decoder_counts_", "decoder_dropouts_", "mmdpp_", "sigma_regularization_", "batch_mmd_")
-_MONITORS = tuple(f"{cells}{part}loss" for cells in ("val_", "") for part in _PARTS)
+_Monitor = Literal[
+    "val_loss",
+    "val_decoder_counts_loss",
+    "val_decoder_dropouts_loss",
+    "val_mmdpp_loss",
+    "val_sigma_regularization_loss",
+    "val_batch_mmd_loss",
+    "loss",
+    "decoder_counts_loss",
+    "decoder_dropouts_loss",
+    "mmdpp_loss",
+    "sigma_regularization_loss",
+    "batch_mmd_loss",
+]
 
 
 class EarlyStopping(Section):
@@ -243,7 +255,7 @@ class EarlyStopping(Section):
     delay: Count | None = None
     min_delta: Weight | None = None
     patience: Count | None = None
-    monitor: Literal[_MONITORS] | None = None  # type: ignore[valid-type]
+    monitor: _Monitor | None = None
     verbose: Count | None = None
     mode: Literal["auto", "min", "max"] | None = None
     baseline: Annotated[float, Field(ge=-1e20, le=1e20)] | None = None
@@ -267,7 +279,7 @@ class LearningDecay(WithArguments):
 
     kind = "schedule"
 
-    name: name_of("schedule")  # type: ignore[valid-type]
+    name: Annotated[str, naming("schedule")]
 
 
 class Optimizer(WithArguments):
@@ -275,7 +287,7 @@ class Optimizer(WithArguments):
 
     kind = "optimizer"
 
-    algorithm: name_of("optimizer")  # type: ignore[valid-type]
+    algorithm: Annotated[str, naming("optimizer")]
     learning_rate: Weight | None = None
     learning_decay: LearningDecay | None = None
     Lookahead: bool | None = None
@@ -308,7 +320,7 @@ class Training(Section):
     visualisation: bool | None = None
     freq: Positive | None = None
     seed: Seed | None = None
-    thin_counts: positive(1e-6, 1) | None = None  # type: ignore[valid-type]
+    thin_counts: Annotated[float, Field(gt=0, le=1), at_least(1e-6)] | None = None
 
 
 class Experiment(Section):

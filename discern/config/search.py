@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from discern.config.arguments import REFUSED
-from discern.config.fields import Column, Count, Positive, Refused, Weight, name_of, shown
+from discern.config.fields import Column, Count, Positive, Refused, Weight, naming, shown
 from discern.config.schema import Section, WithArguments
 from discern.errors import nearest
 
@@ -113,7 +113,7 @@ class Scheduler(_OfRay):
 
     kind = "scheduler"
 
-    name: name_of("scheduler")  # type: ignore[valid-type]
+    name: Annotated[str, naming("scheduler")]
 
 
 class Searcher(_OfRay):
@@ -121,7 +121,7 @@ class Searcher(_OfRay):
 
     kind = "searcher"
 
-    name: name_of("searcher")  # type: ignore[valid-type]
+    name: Annotated[str, naming("searcher")]
 
 
 class TrialConfig(Section):
@@ -169,7 +169,7 @@ class Analysis(Section):
 class SearchSpaceLeaf(Section):
     """What one parameter is drawn from."""
 
-    type: name_of("search space")  # type: ignore[valid-type]
+    type: Annotated[str, naming("search space")]
     name: Column | None = None
     args: list[Any] = Field(default_factory=list)
 

@@ -74,7 +74,7 @@ class PrincipalComponents:
     @property
     def n_components(self) -> int:
         """Number of components."""
-        return self.loadings.shape[1]
+        return int(self.loadings.shape[1])
 
     def project(self, chunk: Matrix) -> npt.NDArray[np.float64]:
         """Return the components of some cells.

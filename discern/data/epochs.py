@@ -38,7 +38,9 @@ def number_of_epochs(training: Mapping[str, Any], obs: pd.DataFrame) -> int:
         >>> number_of_epochs({"batch_size": 50, "max_steps": 75}, obs)
         75
     """
+    epochs: int = training["max_steps"]
     if training.get("max_updates") is None:
-        return training["max_steps"]
+        return epochs
     steps = max(1, int((obs["split"] == "train").sum()) // cells_of_step(obs, training["batch_size"]))
-    return min(training["max_steps"], -(-training["max_updates"] // steps))
+    most: int = training["max_updates"]
+    return min(epochs, -(-most // steps))

@@ -124,7 +124,7 @@ class DISCERNData(ad.AnnData):
 
     def _of_same_kind(self, adata: ad.AnnData) -> Self:
         adata.__class__ = type(self)
-        result: Self = adata  # type: ignore[assignment]
+        result: Self = adata
         result._prepare(self._batch_size, "", self._seed)
         result._in_progress = self._in_progress
         return result
@@ -139,9 +139,7 @@ class DISCERNData(ad.AnnData):
         self.obs["batch"] = _labels(self)
 
     @classmethod
-    def read_h5ad(  # type: ignore[override]
-        cls, filename: str | Path, batch_size: int, cachefile: str | Path | None = ""
-    ) -> DISCERNData:
+    def read_h5ad(cls, filename: str | Path, batch_size: int, cachefile: str | Path | None = "") -> DISCERNData:
         """Read processed cells from an `.h5ad` file or a `.zarr` folder.
 
         Raises:
@@ -181,7 +179,8 @@ class DISCERNData(ad.AnnData):
     @property
     def config(self) -> Mapping[str, Any]:
         """What preprocessing found out (`uns["DISCERN"]`): batch names, numbers of cells, LSN, MMD kernel."""
-        return self.uns["DISCERN"]
+        found: Mapping[str, Any] = self.uns["DISCERN"]
+        return found
 
     @property
     def batch_size(self) -> int:
@@ -208,7 +207,7 @@ class DISCERNData(ad.AnnData):
     def zeros(self) -> np.ndarray:
         """What a zero count is after standardising, float32 of shape (n_genes,)."""
         mean, std = self.scaling
-        return (0 - mean) / std
+        return np.asarray((0 - mean) / std)
 
     @property
     def tfdata(self) -> tuple[tf.data.Dataset, tf.data.Dataset]:
@@ -390,7 +389,7 @@ def _undo_standardising(adata: ad.AnnData) -> Undo | None:
     tolerance = 16 * np.finfo(np.float32).eps * np.abs(mean)
 
     def undo(block: np.ndarray) -> np.ndarray:
-        values = block * std + mean
+        values: np.ndarray = block * std + mean
         values[np.abs(values) <= tolerance] = 0
         return values.astype(np.float32, copy=False)
 

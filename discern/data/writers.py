@@ -138,7 +138,7 @@ class _Dense:
     def close(self, group: Any) -> int:
         self._array.close()
         group[self._name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        return self._array.rows
+        return int(self._array.rows)
 
 
 class _Sparse:

@@ -14,7 +14,7 @@ from discern.inputs.labels import MOST_TYPES, label_column
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
+    import numpy as np
 
 
 _ALL_CELLS = "all cells"
@@ -39,8 +39,8 @@ class Comparison:
     label: str | None
     split: str
     labels: pd.Categorical
-    held_out: npt.NDArray
-    rest: npt.NDArray
+    held_out: np.ndarray
+    rest: np.ndarray
 
     @classmethod
     def choose(cls, obs: pd.DataFrame, reference: str | None, sources: Sequence[str], label: str | None) -> Comparison:

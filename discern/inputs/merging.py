@@ -377,9 +377,9 @@ def _equal(one: pd.Series, other: pd.Series) -> np.ndarray:
     """Return where values are the same, or both missing; as text, unless both are numbers."""
     if pd.api.types.is_numeric_dtype(one.dtype) and pd.api.types.is_numeric_dtype(other.dtype):
         a, b = (values.to_numpy(np.float64, na_value=np.nan) for values in (one, other))
-        return (a == b) | (np.isnan(a) & np.isnan(b))
+        return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
     a, b = (np.asarray(as_text(values).astype(object), dtype=object) for values in (one, other))
-    return (a == b) | (pd.isna(a) & pd.isna(b))
+    return np.asarray((a == b) | (pd.isna(a) & pd.isna(b)))
 
 
 def _same(one: pd.Series, other: pd.Series) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anndata as ad
 import h5py
@@ -14,6 +14,8 @@ from scipy import sparse
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from discern.data.chunks import Matrix
 
 
@@ -24,6 +26,7 @@ X = "X"
 
 _USUAL_NAMES = ("counts", "raw_counts", "count", "umi", "umi_counts", RAW)
 _SAMPLE = 10_000
+_T = TypeVar("_T")
 
 
 def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None) -> None:
@@ -100,7 +103,7 @@ def suggested(path: Path) -> str | None:
         path: any input.
     """
 
-    def choose(group: Any) -> str | None:
+    def choose(group: h5py.Group | zarr.Group) -> str | None:
         if "X" in group and _look_like_counts(group["X"]):
             return None
         usual = [name for name in _places_in(group) if name.lower() in _USUAL_NAMES]
@@ -109,7 +112,7 @@ def suggested(path: Path) -> str | None:
     return _in_file(path, choose)
 
 
-def _in_file(path: Path, function: Any) -> Any:
+def _in_file(path: Path, function: Callable[[h5py.Group | zarr.Group], _T]) -> _T | None:
     """Call a function with the group of a file; a file that cannot be read so tells nothing."""
     if path.suffix not in (".h5ad", ".zarr") or not path.exists():
         return None

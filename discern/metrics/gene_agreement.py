@@ -65,7 +65,7 @@ class GroupStatistics:
         result.add(values, codes)
         return result
 
-    def add(self, values: Matrix, codes: npt.NDArray) -> None:
+    def add(self, values: Matrix, codes: np.ndarray) -> None:
         """Add a block of cells.
 
         Args:
@@ -84,22 +84,22 @@ class GroupStatistics:
             added = members @ part
             total += added.toarray() if sparse.issparse(added) else added
 
-    def _per_cell(self, sums: npt.NDArray) -> npt.NDArray:
+    def _per_cell(self, sums: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             return sums / self.cells[:, np.newaxis]
 
     @property
-    def mean(self) -> npt.NDArray:
+    def mean(self) -> np.ndarray:
         """Mean expression, groups x genes; NaN for a group without cells."""
         return self._per_cell(self._sums[0])
 
     @property
-    def variance(self) -> npt.NDArray:
+    def variance(self) -> np.ndarray:
         """Population variance, groups x genes."""
-        return np.maximum(self._per_cell(self._sums[1]) - self.mean**2, 0)
+        return np.asarray(np.maximum(self._per_cell(self._sums[1]) - self.mean**2, 0))
 
     @property
-    def detection(self) -> npt.NDArray:
+    def detection(self) -> np.ndarray:
         """Share of the cells in which the gene is above zero, groups x genes."""
         return self._per_cell(self._sums[2])
 
@@ -222,7 +222,7 @@ class GeneErrors:
         self._cells = np.zeros(n_batches)
         self._sums = np.zeros((5, n_batches, n_genes))
 
-    def add(self, measured: npt.NDArray, rebuilt: npt.NDArray, batches: npt.NDArray) -> None:
+    def add(self, measured: np.ndarray, rebuilt: np.ndarray, batches: np.ndarray) -> None:
         """Add a block of cells.
 
         Args:
@@ -238,13 +238,13 @@ class GeneErrors:
             self._sums[:, batch] += [a.sum(0), b.sum(0), (a**2).sum(0), (b**2).sum(0), (a * b).sum(0)]
 
     @property
-    def rmse(self) -> npt.NDArray:
+    def rmse(self) -> np.ndarray:
         """Root mean squared error of each gene over all cells, (genes,)."""
         _, _, xx, yy, xy = self._sums.sum(axis=1)
-        return np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / self._cells.sum())
+        return np.asarray(np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / self._cells.sum()))
 
     @property
-    def correlation(self) -> npt.NDArray:
+    def correlation(self) -> np.ndarray:
         """Pearson correlation of each gene over cells, within batches, (genes,); NaN for a gene that does not vary."""
         x, y, xx, yy, xy = self._sums
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -254,10 +254,10 @@ class GeneErrors:
             squares = [
                 np.where(part > 1e-12 * total, part, 0).sum(0) for part, total in zip(within[:2], (xx, yy), strict=True)
             ]
-            return np.clip(within[2].sum(0) / np.sqrt(squares[0] * squares[1]), -1, 1)
+            return np.asarray(np.clip(within[2].sum(0) / np.sqrt(squares[0] * squares[1]), -1, 1))
 
 
-def _pearson(x: npt.NDArray, y: npt.NDArray) -> float:
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
     norm = np.linalg.norm(x) * np.linalg.norm(y)
     return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else float("nan")

@@ -13,7 +13,6 @@ from discern.metrics.trust import Unseen
 
 if TYPE_CHECKING:
     import anndata
-    import numpy.typing as npt
     import pandas as pd
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ OWN_NEIGHBOURS = 15
 _CELLS_AT_ONCE = 10_000
 
 
-def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
+def training_cells(obs: pd.DataFrame, batch: str) -> np.ndarray:
     """Return which cells are of a batch and trained on, bool of shape (cells,); none without a column `split`.
 
     Example:
@@ -44,16 +43,17 @@ def training_cells(obs: pd.DataFrame, batch: str) -> npt.NDArray:
     return ((obs["batch"].astype(str) == batch) & (obs[split] == "train")).to_numpy()
 
 
-def _neighbours(points: npt.NDArray, k: int, queries: npt.NDArray | None = None) -> tuple[npt.NDArray, npt.NDArray]:
+def _neighbours(points: np.ndarray, k: int, queries: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return distances and numbers of the k nearest points; of each point itself, without it, if queries is None."""
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors(queries)
+    distances, numbers = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors(queries)
+    return distances, numbers
 
 
 def reference_distance(
-    latent: npt.NDArray, batches: npt.NDArray, is_reference: npt.NDArray, k: int = NEIGHBOURS, seed: int = 0
-) -> npt.NDArray:
+    latent: np.ndarray, batches: np.ndarray, is_reference: np.ndarray, k: int = NEIGHBOURS, seed: int = 0
+) -> np.ndarray:
     """Return how far each cell is from the reference, in units of a reference cell's usual distance from its like.
 
     Distance is that between the directions of two codes, seen from the centre of the prior: the length of a code says
@@ -108,7 +108,7 @@ def reference_distance(
     return distance / (scale if scale > 0 else 1)
 
 
-def _mutual_mean(points: npt.NDArray, values: npt.NDArray) -> npt.NDArray:
+def _mutual_mean(points: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the mean of each point's value and those of its mutual nearest neighbours."""
     from sklearn.neighbors import kneighbors_graph
 
@@ -116,11 +116,11 @@ def _mutual_mean(points: npt.NDArray, values: npt.NDArray) -> npt.NDArray:
         return values
     near = kneighbors_graph(points, min(OWN_NEIGHBOURS, len(points) - 1))
     mutual = near.multiply(near.T)
-    return (values + mutual @ values) / (1 + np.asarray(mutual.sum(axis=1)).ravel())
+    return np.asarray((values + mutual @ values) / (1 + np.asarray(mutual.sum(axis=1)).ravel()))
 
 
 def other_batch_share(
-    latent: npt.NDArray, batches: npt.NDArray, labels: npt.NDArray | None = None, k: int = 15
+    latent: np.ndarray, batches: np.ndarray, labels: np.ndarray | None = None, k: int = 15
 ) -> dict[str, float]:
     """Return how far batches are mixed: which share of a cell's nearest neighbours is of another batch.
 
@@ -154,7 +154,7 @@ def other_batch_share(
     return result
 
 
-def _expected_others(batches: npt.NDArray, groups: npt.NDArray) -> float:
+def _expected_others(batches: np.ndarray, groups: np.ndarray) -> float:
     """Return the chance that another cell of a cell's group is of another batch, mean over cells."""
     _, group = np.unique(groups, return_inverse=True)
     _, batch = np.unique(batches, return_inverse=True)
@@ -165,7 +165,7 @@ def _expected_others(batches: npt.NDArray, groups: npt.NDArray) -> float:
     return float((counts * chance).sum() / counts.sum())
 
 
-def kept_neighbours(before: npt.NDArray, after: npt.NDArray, k: int = 15) -> dict[str, float]:
+def kept_neighbours(before: np.ndarray, after: np.ndarray, k: int = 15) -> dict[str, float]:
     """Return which share of a cell's nearest neighbours are among its nearest neighbours afterwards.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from discern.data.chunks import Matrix
 
-    Coding = Callable[[npt.NDArray[np.float32], npt.NDArray[np.intp]], tuple[npt.NDArray, npt.NDArray]]
+    Coding = Callable[[npt.NDArray[np.float32], npt.NDArray[np.intp]], tuple[np.ndarray, np.ndarray]]
 
 HELD = 0.9
 """Share of new measurements that an interval holds."""
@@ -152,7 +152,7 @@ class Calibration:
     cells: int
 
     @classmethod
-    def of(cls, measured: npt.NDArray, estimates: npt.NDArray, detection: npt.NDArray) -> Self:
+    def of(cls, measured: np.ndarray, estimates: np.ndarray, detection: np.ndarray) -> Self:
         """Learn it from cells.
 
         Args:
@@ -188,7 +188,7 @@ class Calibration:
         return cls(edges, low, high, len(measured))
 
     def interval(
-        self, estimates: npt.NDArray, detection: npt.NDArray
+        self, estimates: np.ndarray, detection: np.ndarray
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return both ends for estimates of any cells, log-normalised, at least 0."""
         place = np.searchsorted(self.edges, detection, side="right")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 #: The factors of `sigma` among which `mmd_loss` takes the one that separates most.
-Matrix: TypeAlias = "npt.NDArray | sparse.csr_array"
+Matrix: TypeAlias = "np.ndarray | sparse.csr_array"
 Cells: TypeAlias = "npt.ArrayLike | sparse.spmatrix | sparse.sparray"
 
 SCALES = np.linspace(0.8, 1.5, 23)
@@ -62,8 +62,8 @@ def mmd_loss(random_cells: Cells, valid_cells: Cells, sigma: float) -> float:
 
 
 def _kernel_sums(
-    rows: npt.NDArray | sparse.csr_array, columns: npt.NDArray | sparse.csr_array, sigma: float
-) -> npt.NDArray:
+    rows: np.ndarray | sparse.csr_array, columns: np.ndarray | sparse.csr_array, sigma: float
+) -> np.ndarray:
     """Return, for each of `SCALES`, the kernel summed over all pairs; of distinct cells where both sets are the same.
 
     The sum is a smooth function of 1 / scale: interpolation between 12 equidistant points is exact to 1e-9, and the
@@ -74,7 +74,7 @@ def _kernel_sums(
     symmetric = rows is columns
     starts = itertools.product(range(0, rows.shape[0], _BLOCK), range(0, columns.shape[0], _BLOCK))
 
-    def block_sums(start: tuple[int, int]) -> npt.NDArray:
+    def block_sums(start: tuple[int, int]) -> np.ndarray:
         row, column = start
         exponents = _squared_distances(_dense(rows[row : row + _BLOCK]), _dense(columns[column : column + _BLOCK]))
         exponents /= -2 * sigma
@@ -94,10 +94,11 @@ def _kernel_sums(
     return np.polynomial.Chebyshev.fit(_NODES, sums, len(_NODES) - 1)(1 / SCALES)
 
 
-def _squared_distances(rows: npt.NDArray, columns: npt.NDArray) -> npt.NDArray:
-    squares = np.square(rows).sum(axis=1)[:, np.newaxis] + np.square(columns).sum(axis=1)
+def _squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    squares: np.ndarray = np.square(rows).sum(axis=1)[:, np.newaxis] + np.square(columns).sum(axis=1)
     squares -= 2 * rows @ columns.T
-    return np.maximum(squares, 0, out=squares)
+    np.maximum(squares, 0, out=squares)
+    return squares
 
 
 def auc(random_cells: Cells, valid_cells: Cells, seed: int = 0) -> float:
@@ -153,5 +154,5 @@ def _checked(*sets: Cells, at_least: int) -> list[Matrix]:
     return matrices
 
 
-def _dense(block: Matrix) -> npt.NDArray:
+def _dense(block: Matrix) -> np.ndarray:
     return np.asarray(block if isinstance(block, np.ndarray) else block.toarray(), dtype=np.float64)

@@ -92,7 +92,8 @@ class TrainedNetwork:
 
         @tf.function(input_signature=[genes, batches])
         def encode(expression: tf.Tensor, batch_onehot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return encoder([(expression - mean) / std, batch_onehot], training=False)
+            latent, sigma = encoder([(expression - mean) / std, batch_onehot], training=False)
+            return latent, sigma
 
         @tf.function(input_signature=[codes, batches])
         def decode(latent: tf.Tensor, batch_onehot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

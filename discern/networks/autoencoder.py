@@ -21,6 +21,10 @@ from discern.networks.xla import xla_works
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
+
+    Function: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+    Activation: TypeAlias = str | Function
 
 _register = keras.saving.register_keras_serializable("discern")
 
@@ -35,7 +39,7 @@ def create_encoder(
     latent_dim: int,
     enc_layers: Sequence[int],
     enc_norm_type: Sequence[str],
-    activation_fn: str | Callable[..., Any],
+    activation_fn: Activation,
     input_dim: int,
     n_labels: int,
     regularization: float,
@@ -99,8 +103,8 @@ def create_decoder(
     output_cells_dim: int,
     dec_layers: Sequence[int],
     dec_norm_type: Sequence[str],
-    activation_fn: str | Callable[..., Any],
-    output_fn: str | Callable[..., Any] | None,
+    activation_fn: Activation,
+    output_fn: Activation | None,
     n_labels: int,
     regularization: float,
     output_lsn: float | None = None,
@@ -178,8 +182,8 @@ def build(
     n_genes: int,
     n_batches: int,
     n_training_cells: float,
-    activation_fn: str | Callable[..., Any],
-    output_fn: str | Callable[..., Any] | None,
+    activation_fn: Activation,
+    output_fn: Activation | None,
     output_lsn: float | None,
     compare_batches: bool,
     dtype: str,
@@ -343,7 +347,7 @@ def _hidden_layers(
     labels: keras.KerasTensor,
     sizes: Sequence[int],
     norms: Sequence[str],
-    activation: Callable[..., Any],
+    activation: Function,
     dropout: float,
     of_offsets: keras.regularizers.Regularizer | None,
     dtype: str | None,
@@ -371,20 +375,22 @@ def _hidden_layers(
     return tensor
 
 
-def _activation(activation: str | Callable[..., Any] | None) -> Callable[..., Any]:
+def _activation(activation: Activation | None) -> Function:
     """Return the function for a dotted name, a name in Keras, or the function itself."""
     if isinstance(activation, str) and "." in activation:
         from discern.config.allowlist import get_function_by_name
 
-        return get_function_by_name(activation)
+        named: Function = get_function_by_name(activation)
+        return named
     try:
-        return keras.activations.get(activation)
+        found: Function = keras.activations.get(activation)
     except ValueError:
         known = [name for name in dir(keras.activations) if not name.startswith("_")]
         raise InvalidInputError(f"there is no activation {activation!r}{nearest(str(activation), known)}") from None
+    return found
 
 
-def _output_layer(output_fn: str | Callable[..., Any] | None, library_size: float | None) -> keras.layers.Layer:
+def _output_layer(output_fn: Activation | None, library_size: float | None) -> keras.layers.Layer:
     if output_fn in LibrarySizeOutput.KINDS:
         if library_size is None:
             raise InvalidInputError(f"output_fn {output_fn!r} needs the library size, input_ds.scale.LSN")

@@ -199,7 +199,7 @@ class Dropout(keras.layers.Dropout):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments from which an equal layer can be made."""
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         del config["noise_shape"]
         return config
 

@@ -37,7 +37,8 @@ def with_gradient(function: Callable[..., tf.Tensor], by: int = 1) -> Callable[.
         with tf.GradientTape() as tape:
             tape.watch(inputs[:by])
             result = function(*inputs)
-        return tape.gradient(result, inputs[:by], upstream)
+        found: list[tf.Tensor] = tape.gradient(result, inputs[:by], upstream)
+        return found
 
     @tf.custom_gradient
     def fused(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor | None]]]:

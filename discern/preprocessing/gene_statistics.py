@@ -91,7 +91,7 @@ def variable_genes(mean: np.ndarray, variance: np.ndarray, number: int) -> np.nd
     with np.errstate(divide="ignore", invalid="ignore"):
         normalised = away.to_numpy() / spread.to_numpy()
     ranked = np.sort(normalised[~np.isnan(normalised)])[::-1].astype(np.float32)
-    return normalised >= ranked[min(number, len(ranked)) - 1]
+    return np.asarray(normalised >= ranked[min(number, len(ranked)) - 1])
 
 
 def dispersion_record(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
@@ -137,7 +137,7 @@ def principal_axes(covariance: np.ndarray, number: int) -> np.ndarray:
     n = len(covariance)
     _, axes = linalg.eigh(covariance, subset_by_index=[max(0, n - number), n - 1])
     axes = axes[:, ::-1]
-    return axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    return np.asarray(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
 
 
 def neighbour_distance(points: np.ndarray, neighbours: int, n_jobs: int) -> float:

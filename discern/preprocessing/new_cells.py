@@ -175,7 +175,7 @@ class OnlineWAERecipe(WAERecipe):
 
     @property
     def _components(self) -> int:
-        return np.shape(self._reference.varm["PCs"])[1]
+        return int(np.shape(self._reference.varm["PCs"])[1])
 
     def projection_pca(self, pcs: int = 25) -> None:
         """Take over the reference's annotation of genes and its principal components.

@@ -138,7 +138,8 @@ class WAERecipe:
     @property
     def config(self) -> dict[str, Any]:
         """What is found out on the way (`uns["DISCERN"]`); what of it there is depends on the steps done."""
-        return self.sc_raw.uns["DISCERN"]
+        found: dict[str, Any] = self.sc_raw.uns["DISCERN"]
+        return found
 
     @property
     def _components(self) -> int:
@@ -226,7 +227,8 @@ class WAERecipe:
     def _input_of_cells(self) -> pd.Categorical:
         """The name of each cell's input."""
         obs = self.sc_raw.obs
-        return obs["discern_dataset" if "discern_dataset" in obs else "dataset"].array
+        found: pd.Categorical = obs["discern_dataset" if "discern_dataset" in obs else "dataset"].array
+        return found
 
     def _inputs_of(self, rows: slice, block: sparse.csr_matrix, wrong: np.ndarray) -> list[str]:
         """Return the inputs of the cells of a block that some of its values are of."""
@@ -341,7 +343,7 @@ class WAERecipe:
         if ratio >= self.sc_raw.n_obs:
             raise InvalidInputError(f"split.{name}: expected less than the {self.sc_raw.n_obs} cells, got {ratio}")
         warnings.warn(f"split.{name} is {ratio}, more than 1: taken as a number of cells of all batches", stacklevel=3)
-        return ratio / self.sc_raw.n_obs
+        return float(ratio / self.sc_raw.n_obs)
 
     def _check_split(self, members: Mapping[str, np.ndarray], split: np.ndarray) -> None:
         if not (split == "valid").any():
@@ -392,7 +394,7 @@ class WAERecipe:
 
     def _standardised(self, block: sparse.csr_matrix, columns: np.ndarray) -> np.ndarray:
         """Return dense float64 (log-normalised - mean) / std of some genes."""
-        values = block.toarray().astype(np.float64)
+        values: np.ndarray = block.toarray().astype(np.float64)
         if not self._is_logged:
             np.log1p(values, out=values)
         values -= self.sc_raw.var["mean_scaling"].to_numpy()[columns]
@@ -577,7 +579,7 @@ def _with_values(block: sparse.csr_matrix, values: np.ndarray) -> sparse.csr_mat
 def _inside(cells: np.ndarray, rows: slice) -> np.ndarray:
     """Which of the sorted cells are among these rows, as numbers within the rows."""
     first, last = np.searchsorted(cells, (rows.start, rows.stop))
-    return cells[first:last] - rows.start
+    return np.asarray(cells[first:last] - rows.start)
 
 
 def _for_mmd(obs: pd.DataFrame, ratio: float, seed: int) -> np.ndarray:

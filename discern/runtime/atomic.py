@@ -231,7 +231,7 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     from_here, exchange = -100, 2
-    return rename(from_here, os.fsencode(one), from_here, os.fsencode(other), exchange) == 0
+    return bool(rename(from_here, os.fsencode(one), from_here, os.fsencode(other), exchange) == 0)
 
 
 def _put_in_place(partial: Path, path: Path, old: Path) -> None:
