@@ -372,6 +372,8 @@ class CheckMetaData:
     """
 
     def __init__(self, dataframe: pd.DataFrame) -> None:
+        if not isinstance(dataframe, pd.DataFrame):
+            raise InvalidInputError(f"expected a data frame, the obs of the cells, got {type(dataframe).__name__}")
         self.dataframe = dataframe
 
     def check(self, metadata_tuple: str | Sequence[str | None]) -> tuple[str | None, str | None]:

@@ -261,6 +261,19 @@ class DISCERNData(ad.AnnData):
 
         return damage_told(self._streamed)
 
+    def use_records(self, folder: Path) -> None:
+        """Stream the cells from the record files of another folder, if they do not fit into memory.
+
+        Raises:
+            InvalidInputError: If they are of other cells.
+        """
+        if not current_records(folder, self):
+            raise InvalidInputError(
+                f"{folder}: expected record files of the experiment's cells, these are of other cells or incomplete; "
+                "give the folder of the experiment that they belong to"
+            )
+        self._tfrecords = folder
+
     def _records(self) -> dict[str, list[Path]]:
         """Return the record files of these cells, which are written first if there are none yet."""
         if self._tfrecords is not None and (files := current_records(self._tfrecords, self)):

@@ -48,12 +48,21 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
 
 
 def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) -> DISCERNData:
-    """Return the cells of an experiment, or of another file or folder."""
+    """Return the cells of an experiment, or of another file or folder; or the experiment's, from other record files.
+
+    Raises:
+        InvalidInputError: If a folder holds nothing but record files, of other cells.
+    """
     from discern.data.processed import DISCERNData
 
     file = exp_folder if file is None else Path(file)
     if file.is_dir() and file.suffix != ".zarr":
-        return DISCERNData.from_folder(file.parent if file.name == "TF_records" else file, batch_size)
+        owner = file.parent if file.name == "TF_records" else file
+        if not ExperimentFolder(owner).cells.exists() and any(file.glob("*.tfrecords*")):
+            data = DISCERNData.from_folder(exp_folder, batch_size)
+            data.use_records(file)
+            return data
+        return DISCERNData.from_folder(owner, batch_size)
     return DISCERNData.read_h5ad(file, batch_size)
 
 

@@ -23,7 +23,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def run_exp_multiprocess(
-    exp_folder: Path, available_gpus: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None = None
+    exp_folder: Path, available_gpus: Any, func: str | Callable[..., Any], kwargs: Mapping[str, Any] | None = None
 ) -> int:
     """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a list and given back at the end.
 
@@ -31,14 +31,17 @@ def run_exp_multiprocess(
         exp_folder: EXPERIMENTS_DIR/NAME.
         available_gpus: Numbers of the GPUs that are free, a list (of a `multiprocessing.Manager`, if processes share
             it) or a queue, which is waited for; nothing is changed with an empty list.
-        func: `run_train` or `run_projection`.
+        func: `run_train` or `run_projection`, or its name, see `DISCERNRunner`.
         kwargs: Its other arguments.
 
     Returns:
         0, or 1 if `func` failed; why stands in the log.
     """
     try:
-        _with_gpu(exp_folder, available_gpus, func, kwargs)
+        if isinstance(func, str):
+            func, defaults = _step(func)
+            kwargs = defaults | dict(kwargs or {})
+        _with_gpu(exp_folder, [] if available_gpus is None else available_gpus, func, kwargs)
     except UserError as error:
         _LOGGER.error("%s: %s", Path(exp_folder).name, error)
         return 1
@@ -98,7 +101,7 @@ class DISCERNRunner:
         Args:
             func: "train", "project", or the function: `run_train`, `run_projection` or another step; top-level, since
                 it may run in another process.
-            parameters: The experiments: their folders, or a parameter file that was loaded.
+            parameters: The experiments: their folders, or a parameter file, loaded or not.
             kwargs: Other arguments of `func`.
 
         Returns:
@@ -113,6 +116,8 @@ class DISCERNRunner:
         if isinstance(func, str):
             func, defaults = _step(func)
             kwargs = defaults | kwargs
+        if isinstance(parameters, str | Path) and Path(parameters).is_file():
+            parameters = load_parameters(Path(parameters))
         if isinstance(parameters, Parameters):
             folders = {name: parameters.folder(name) for name in parameters.experiments}
             return self._run(func, folders, parameters.experiments, kwargs)

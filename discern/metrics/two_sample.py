@@ -149,6 +149,10 @@ def _checked(*sets: Cells, at_least: int) -> list[Matrix]:
     shapes = [matrix.shape for matrix in matrices]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise InvalidInputError(f"expected two matrices (cells x features) of the same features, got {shapes}")
+    for matrix in matrices:
+        values = matrix if isinstance(matrix, np.ndarray) else matrix.data
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+            raise InvalidInputError("expected finite numbers, got NaN or infinity")
     if min(shape[0] for shape in shapes) < at_least:
         raise InvalidInputError(f"expected at least {at_least} cells in each set, got {[shape[0] for shape in shapes]}")
     return matrices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 import time
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.model import history
 from discern.model.checkpoint import Begun, save, save_unfinished
@@ -55,6 +57,9 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
         baseline: Value to beat.
         restore_best_weights: Whether the weights of the best epoch are put back at the end.
 
+    Raises:
+        InvalidInputError: If `mode` is another one, or `delay` or `patience` is negative.
+
     Example:
         >>> DelayedEarlyStopping(delay=5, patience=30).start_from_epoch
         5
@@ -71,6 +76,11 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
         baseline: float | None = None,
         restore_best_weights: bool = False,
     ) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise InvalidInputError(f"early stopping: expected the mode auto, min or max, got {mode!r}")
+        for name, epochs in (("delay", delay), ("patience", patience)):
+            if epochs < 0:
+                raise InvalidInputError(f"early stopping: {name}: expected 0 or more epochs, got {epochs}")
         super().__init__(
             monitor=monitor,
             min_delta=min_delta,
@@ -82,6 +92,24 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
             start_from_epoch=delay,
         )
         self.delay = delay
+
+    @classmethod
+    def of(cls, limits: Mapping[str, Any]) -> DelayedEarlyStopping:
+        """Make it from a dictionary of its arguments; Keras' name of `delay`, `start_from_epoch`, is one too.
+
+        Raises:
+            UnknownNameError: If there is no such argument, or both names of `delay`.
+        """
+        limits = dict(limits)
+        if "start_from_epoch" in limits:
+            if "delay" in limits:
+                raise UnknownNameError("early stopping: 'delay' and 'start_from_epoch' mean the same: give one")
+            limits["delay"] = limits.pop("start_from_epoch")
+        known = list(inspect.signature(cls).parameters)
+        for name in limits:
+            if name not in known:
+                raise UnknownNameError(f"early stopping has no argument {name!r}{nearest(name, known)}")
+        return cls(**limits)
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -279,6 +307,9 @@ def create_callbacks(
         profile_batch: Step, or first and last step, that TensorBoard profiles; 0 for none.
         freq_of_viz: Epochs between pictures.
 
+    Raises:
+        UnknownNameError: If early stopping has no such argument.
+
     Example:
         >>> from pathlib import Path
         >>> [type(c).__name__ for c in create_callbacks({"patience": 3}, Path("experiment"))]
@@ -291,7 +322,7 @@ def create_callbacks(
         TrainingProgress(),
     ]
     if early_stopping_limits:
-        callbacks.append(DelayedEarlyStopping(**early_stopping_limits))
+        callbacks.append(DelayedEarlyStopping.of(early_stopping_limits))
     if inputdata is not None:
         cells = _CELLS_IN_PICTURES if umap_cells_no is None else umap_cells_no
         callbacks.append(VisualisationCallback(job / "UMAP", inputdata, cells, freq_of_viz))

@@ -5,6 +5,7 @@ The network is built from the parameters; only numbers are read into it, and not
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -103,6 +104,8 @@ def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = Non
         handle.attrs["n_genes"] = trained.n_genes
         handle.attrs["n_labels"] = trained.n_batches
         handle.attrs["total_number_cells"] = model.total_number_cells
+        if trained.experiment is not None:
+            handle.attrs["experiment"] = json.dumps(trained.experiment)
         if val_loss is not None:
             handle.attrs["val_loss"] = val_loss
         for variable in model.weights:
@@ -195,6 +198,19 @@ def read_model_file(path: Path) -> ModelFile:
             scaling=_scaling(handle),
         )
         _check_description(found, handle)
+        return found
+
+
+def described_experiment(path: Path) -> dict[str, Any] | None:
+    """Return the EXPERIMENT that a model file of this program describes, None if it does not.
+
+    Raises:
+        InvalidInputError: If the file is damaged.
+    """
+    with open_model(path) as handle:
+        found = json.loads(handle.attrs["experiment"]) if "experiment" in handle.attrs else None
+        if not isinstance(found, dict | None):
+            raise ValueError(f"experiment is {visible(str(found), 60)}, expected a dictionary")
         return found
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
+import numbers
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from discern.config.reading import canonical_experiment, check_experiment, load_parameters
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from discern.networks.autoencoder import WAE
 
 _LOGGER = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "mixed_bfloat16")
+_OF_SIDE = ("layers", "norm_type", "regularization", "conditional_regularization")
 
 
 class DISCERN:
@@ -65,7 +71,7 @@ class DISCERN:
         thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
 
     Raises:
-        UnknownNameError: If there is no such argument.
+        UnknownNameError: If there is no such argument, or `encoder` or `decoder` has another key.
 
     Attributes:
         begun: How far it is in the next epoch, after `resume`; None at the end of an epoch.
@@ -117,6 +123,12 @@ class DISCERN:
             raise UnknownNameError(
                 f"DISCERN has no parameter {name!r}{nearest(name, known)}; DISCERN.from_json takes a whole experiment"
             )
+        for side, given in (("encoder", encoder), ("decoder", decoder)):
+            for key in given or {}:
+                if key not in _OF_SIDE:
+                    raise UnknownNameError(
+                        f"{side} has no key {key!r}{nearest(str(key), _OF_SIDE)}; it may have {', '.join(_OF_SIDE)}"
+                    )
         norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
         block = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4}
@@ -201,13 +213,21 @@ class DISCERN:
 
     @property
     def wae_model(self) -> WAE | None:
-        """The Keras model, None before it is built."""
+        """The Keras model, None before it is built. One of `create_model` may be set, with the epochs of this one."""
         return None if self._trained is None else self._trained.network
+
+    @wae_model.setter
+    def wae_model(self, model: WAE | None) -> None:
+        self._trained = None if model is None else TrainedNetwork(model, epoch=self.start_step)
 
     @property
     def start_step(self) -> int:
-        """Epochs that the model has been trained for."""
+        """Epochs that the model has been trained for; training goes on after them. It may be set."""
         return 0 if self._trained is None else self._trained.epoch
+
+    @start_step.setter
+    def start_step(self, epochs: int) -> None:
+        self._trained = replace(self.trained, epoch=epochs)
 
     @property
     def batches(self) -> list[str] | None:
@@ -255,11 +275,10 @@ class DISCERN:
             scale: Number of training cells in all, the T of MMD++.
 
         Raises:
-            InvalidInputError: If a number is not positive, or the network does not fit into memory.
+            InvalidInputError: If a number is not positive, a size not whole, or the network does not fit into memory.
         """
         for name, number in (("n_genes", n_genes), ("n_labels", n_labels), ("scale", scale)):
-            if not number > 0:
-                raise InvalidInputError(f"{name}: expected a positive number, got {number}")
+            _check_positive(name, number, whole=name != "scale")
         self._begin(TrainedNetwork(self._network(int(n_genes), int(n_labels), scale)))
 
     def begin(self, data: DISCERNData) -> None:
@@ -269,10 +288,43 @@ class DISCERN:
         self._begin(TrainedNetwork(network, data.scaling, genes, batches))
 
     def _begin(self, trained: TrainedNetwork) -> None:
-        self._trained = trained
+        self._trained = replace(trained, experiment=self._experiment())
         self.compile(self.get_optimizer())
 
+    def _experiment(self) -> dict[str, Any] | None:
+        """Return the EXPERIMENT from which `from_json` makes an equal estimator; None if it has no names for a part."""
+        experiment = {
+            "input_ds": {"scale": {"LSN": self.output_lsn}},
+            "model": {
+                "latent_dim": int(self.latent_dim),
+                "encoder": self.encoder_config,
+                "decoder": self.decoder_config,
+                "activation_fn": self.activation_fn,
+                "output_fn": self.output_fn,
+                "reconstruction_loss": self.reconstruction_loss,
+                "crossentropy": self.crossentropy,
+                "wae_lambda": self.wae_lambda,
+                "weighting_decoder_dropout": self.weighting_decoder_dropout,
+                "weighting_random_encoder": self.weighting_random_encoder,
+                "weighting_batch_mmd": self.weighting_batch_mmd,
+            },
+            "training": {
+                "optimizer": self.optimizer_config,
+                "XLA": self.xla,
+                "precision": self.precision,
+                "seed": self.seed,
+                "thin_counts": self.thin_counts,
+            },
+        }
+        try:
+            return dict(json.loads(json.dumps(experiment)))
+        except TypeError:
+            return None
+
     def _network(self, n_genes: int, n_labels: int, n_training_cells: float) -> WAE:
+        _check_positive("latent_dim", self.latent_dim, whole=True)
+        if self.precision not in PRECISIONS:
+            raise InvalidInputError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
         check_network_fits(self.encoder_config, self.decoder_config, self.latent_dim, n_genes, n_labels)
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
@@ -307,10 +359,19 @@ class DISCERN:
         + weighting_random_encoder * sigma + weighting_batch_mmd * MMD between batches + activity regularisers
 
         Args:
-            optimizer: A Keras optimiser.
+            optimizer: A Keras optimiser, or its name in Keras.
             scale: Weight of the reconstruction.
+
+        Raises:
+            InvalidInputError: If there is no such optimiser.
         """
         model = self.trained.network
+        try:
+            optimizer = keras.optimizers.get(optimizer)
+        except (ValueError, TypeError):
+            optimizer = None
+        if optimizer is None:
+            raise InvalidInputError("optimizer: expected an optimiser of Keras; get_optimizer() makes the usual one")
         mean, std = self.trained.scaling or (np.float32(0), np.float32(1))
         parts = {
             "decoder_counts": (losses.reconstruction_loss(self.reconstruction_loss), scale),
@@ -367,26 +428,27 @@ class DISCERN:
             The losses of the last epoch by name; `history` of it holds those of all epochs.
 
         Raises:
-            InvalidInputError: If there are too few cells, the model does not fit them, the training diverges, or the
-                file has another suffix.
+            InvalidInputError: If there are too few cells, the model does not fit them, the training diverges, the file
+                has another suffix, or there are callbacks that are none of Keras.
         """
         _check_processed(inputdata)
         _check_savepath(savepath)
         if "split" not in inputdata.obs:
             raise UnknownNameError("expected an obs column 'split', which says what to train on: call recipe.split")
-        if max_steps < 1:
+        if max_steps < 1 or max_steps != int(max_steps):
             raise InvalidInputError(f"max_steps: expected 1 epoch or more, got {max_steps}")
+        callbacks = _listed(callbacks)
         if not self.weighting_decoder_dropout:
             _LOGGER.warning(
                 "model.weighting_decoder_dropout is 0: the detection probability is not learnt, and X of projections, "
                 "which is drawn with it, is of no use; the published value is 10000. estimated_counts are not affected"
             )
-        check_enough(inputdata, callbacks or [])
+        check_enough(inputdata, callbacks)
         self.prepare(inputdata)
         begun, self.begun = self.begun, None
         path = None if savepath is None else Path(savepath)
         self._trained, losses = fit(
-            self.trained, inputdata, callbacks or [], path, max_steps, self.thin_counts, begun=begun
+            self.trained, inputdata, callbacks, path, int(max_steps), self.thin_counts, begun=begun
         )
         if not np.isfinite(losses.get("loss", 0.0)):
             raise InvalidInputError(
@@ -433,7 +495,7 @@ class DISCERN:
         The optimiser's state is taken over and `start_step` set, so that training goes on where it stopped.
 
         Args:
-            directory: The experiment, or its `job` folder.
+            directory: The experiment, or its `job` folder; or a model file.
 
         Raises:
             MissingFileError: If there is no model.
@@ -445,7 +507,8 @@ class DISCERN:
                 f"{directory}: there is no trained model ({layout.LAST}); train the experiment first"
             )
         self._restore(path)
-        if self.trained.scaling is None and (found := checkpoint.beside_model(Path(directory))):
+        folder = path.parent if path == Path(directory) else Path(directory)
+        if self.trained.scaling is None and (found := checkpoint.beside_model(folder)):
             self._adopt(*found)
 
     def _restore(self, path: Path) -> None:
@@ -474,8 +537,17 @@ class DISCERN:
 
         Returns:
             The latent codes and the logarithm of the standard deviation of their noise, each cells x latent_dim.
+
+        Raises:
+            InvalidInputError: If cells, genes or batches differ in number from what the model knows or each other.
         """
-        return self.trained.encode(counts, np.asarray(batch_labels), batch_size)
+        trained = self.trained
+        if isinstance(counts, tf.Tensor | tf.Variable | pd.DataFrame | list | tuple):
+            counts = np.asarray(counts)
+        labels = _checked_labels(batch_labels, counts.shape[0], trained.n_batches, batch_size)
+        if counts.shape[1:] != (trained.n_genes,):
+            raise InvalidInputError(f"counts: expected cells x {trained.n_genes} genes, got the shape {counts.shape}")
+        return trained.encode(counts, labels, batch_size)
 
     def generate_cells_from_latent(
         self, latent_codes: ArrayLike, output_batch_labels: ArrayLike, batch_size: int
@@ -490,9 +562,19 @@ class DISCERN:
         Returns:
             Estimated expression (log-normalised, >= 0) and the probability that a gene is detected, each cells x genes,
             dense: for many cells use `project_to_metadata`, which writes block by block.
+
+        Raises:
+            InvalidInputError: If cells, dimensions or batches differ in number from what the model knows or each other.
         """
-        chunks = self.trained.decode(np.asarray(latent_codes), np.asarray(output_batch_labels), batch_size)
-        counts, detection = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        trained, codes = self.trained, np.asarray(latent_codes)
+        labels = _checked_labels(output_batch_labels, len(codes), trained.n_batches, batch_size)
+        if codes.shape[1:] != (trained.n_latent,):
+            raise InvalidInputError(
+                f"latent_codes: expected cells x {trained.n_latent} dimensions, got the shape {codes.shape}"
+            )
+        none = np.empty((0, trained.n_genes), np.float32)
+        parts = [(none, none), *trained.decode(codes, labels, batch_size)]
+        counts, detection = (np.concatenate(part) for part in zip(*parts, strict=True))
         return counts, detection
 
     def prepare_projection(self, input_data: DISCERNData) -> None:
@@ -533,9 +615,11 @@ class DISCERN:
 
         Raises:
             UnknownNameError: If the column does not exist.
-            InvalidInputError: If the value does not, or the model does not fit.
+            InvalidInputError: If the value does not, the model does not fit, or there are no cells.
         """
         _check_processed(input_data)
+        if not input_data.n_obs:
+            raise InvalidInputError("expected cells to reconstruct, got none")
         self.prepare_projection(input_data)
         return projection.reconstruct(
             self.trained, input_data, column, column_value, self.seed or 0, store_sigmas, intervals
@@ -544,8 +628,8 @@ class DISCERN:
     def project_to_metadata(
         self,
         input_data: DISCERNData,
-        metadata: Sequence[str | tuple[str | None, str | None]],
-        save_path: Path,
+        metadata: str | Sequence[str | tuple[str | None, str | None]] | None,
+        save_path: str | Path,
         store_sigmas: bool = False,
         layers: Sequence[str] = RESULTS,
         dtype: str = "float32",
@@ -560,8 +644,8 @@ class DISCERN:
 
         Args:
             input_data: Preprocessed cells, log-normalised.
-            metadata: (column, value) pairs, or "column:value", see `reconstruct`; empty to decode each cell with its
-                own batch, unless there is a `reference`.
+            metadata: (column, value) pairs, or "column:value", see `reconstruct`; None or empty to decode each cell
+                with its own batch, unless there is a `reference`.
             save_path: Folder for `unprojected.h5ad`, `projected_to_average_COLUMN[_VALUE].h5ad` and
                 `projected_to_reference_BATCH.h5ad`.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
@@ -579,11 +663,41 @@ class DISCERN:
         """
         output = OutputFormat(layers, dtype, suffix)
         _check_processed(input_data)
+        metadata = [metadata] if isinstance(metadata, str) else list(metadata or ())
         targets = projection_targets(metadata, reference, suffix, input_data.obs)
         self.prepare_projection(input_data)
         return projection.project(
             self.trained, input_data, targets, Path(save_path), output, self.seed or 0, store_sigmas
         )
+
+
+def _check_positive(name: str, number: Any, whole: bool) -> None:
+    kinds = numbers.Integral if whole else numbers.Real
+    whole_float = isinstance(number, float | np.floating) and number == np.floor(number)
+    if not (isinstance(number, kinds) or (whole and whole_float)) or not number > 0:
+        kind = "" if isinstance(number, numbers.Real) and not number > 0 else "whole " * whole
+        raise InvalidInputError(f"{name}: expected a positive {kind}number, got {number!r}")
+
+
+def _checked_labels(labels: ArrayLike, cells: int, batches: int, batch_size: int) -> np.ndarray:
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size: expected 1 or more cells, got {batch_size}")
+    found = np.asarray(labels)
+    if found.shape != (cells, batches):
+        raise InvalidInputError(
+            f"batch labels: expected one row for each of {cells} cells and {batches} columns, one for each batch, got "
+            f"the shape {found.shape}"
+        )
+    return found
+
+
+def _listed(callbacks: Any) -> list[keras.callbacks.Callback]:
+    if isinstance(callbacks, keras.callbacks.Callback):
+        return [callbacks]
+    for callback in callbacks or ():
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise InvalidInputError(f"callbacks: expected a list of callbacks of Keras, got {callback!r} in it")
+    return list(callbacks or ())
 
 
 def _check_savepath(path: str | Path | None) -> None:
@@ -607,8 +721,8 @@ def load_model_from_directory(directory: Path) -> tuple[WAE | None, int]:
     """Read the newest model of an experiment, ready to train on.
 
     Args:
-        directory: The experiment's folder, or the `job` folder in it; or a folder that holds nothing but a model file
-            of the original program, which describes the network itself.
+        directory: The experiment's folder, or the `job` folder in it; or a folder that holds nothing but a model file,
+            which describes the network itself.
 
     Returns:
         The model, and the number of epochs that it was trained for (0 if that is not known); (None, 0) if there is no
@@ -616,15 +730,16 @@ def load_model_from_directory(directory: Path) -> tuple[WAE | None, int]:
 
     Raises:
         InvalidInputError: If the model file is damaged or does not fit the parameters.
-        MissingFileError: If there is a model of this program but no parameters.json.
+        MissingFileError: If there is no parameters.json, and the model file does not describe the network: activation
+            or output was a function without a name.
     """
-    path = model_file.find_model(directory)
+    path = model_file.find_model(Path(directory))
     if path is None:
         return None, 0
     try:
         (experiment,) = load_parameters(model_file.parameters_file(path)).experiments.values()
     except MissingFileError:
-        stored = stored_experiment(path)
+        stored = checkpoint.described_experiment(path) or stored_experiment(path)
         if stored is None:
             raise
         experiment = canonical_experiment(stored)

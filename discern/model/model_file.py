@@ -1,7 +1,8 @@
 """What a model file says about its model. Nothing in it is executed.
 
 Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`,
-`batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`.
+`batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`,
+`experiment` (JSON).
 A checkpoint within an epoch (`unfinished_epoch.h5`) also has the attribute `step` and `metrics/NUMBER`.
 """
 
@@ -64,8 +65,10 @@ def find_model(directory: Path) -> Path | None:
     """Return the newest model file of an experiment, or None.
 
     Args:
-        directory: The experiment's folder, or the `job` folder in it.
+        directory: The experiment's folder, or the `job` folder in it; or the file itself.
     """
+    if directory.is_file() and is_model_file(directory):
+        return directory
     for folder in (Path(directory), ExperimentFolder(Path(directory)).job):
         for name in (layout.LAST, layout.BEST, "best_model.hdf5"):
             if (folder / name).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,7 @@ from discern.data.chunks import iter_blocks
 from discern.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -34,6 +34,7 @@ class TrainedNetwork:
         genes: Their names; None if the model file does not say (the original program's do not).
         batches: Names of the batches in the order of the one-hot columns; None as with the genes.
         epoch: Number of epochs that it has been trained for.
+        experiment: The EXPERIMENT of a parameter file that describes it; None if there is none.
     """
 
     network: WAE
@@ -41,6 +42,7 @@ class TrainedNetwork:
     genes: tuple[str, ...] | None = None
     batches: tuple[str, ...] | None = None
     epoch: int = 0
+    experiment: Mapping[str, Any] | None = None
 
     @property
     def n_genes(self) -> int:
@@ -87,7 +89,7 @@ class TrainedNetwork:
     def _functions(self) -> tuple[Callable[..., tuple[tf.Tensor, tf.Tensor]], ...]:
         encoder, decoder = self.network.encoder, self.network.decoder
         mean, std = self.scaling or (np.zeros(self.n_genes, np.float32), np.ones(self.n_genes, np.float32))
-        sizes = (self.n_genes, self.n_batches, self._latent_dim)
+        sizes = (self.n_genes, self.n_batches, self.n_latent)
         genes, batches, codes = (tf.TensorSpec((None, size), tf.float32) for size in sizes)
 
         @tf.function(input_signature=[genes, batches])
@@ -103,7 +105,8 @@ class TrainedNetwork:
         return encode, decode
 
     @property
-    def _latent_dim(self) -> int:
+    def n_latent(self) -> int:
+        """Dimensions of the latent code."""
         return int(self.network.decoder.inputs[0].shape[-1])
 
     def encode(
@@ -120,7 +123,7 @@ class TrainedNetwork:
             Latent codes and the logarithm of the standard deviation of their noise, (n_cells, n_latent) each.
         """
         encode, _ = self._functions
-        latent = np.empty((counts.shape[0], self._latent_dim), dtype=np.float32)
+        latent = np.empty((counts.shape[0], self.n_latent), dtype=np.float32)
         sigma = np.empty_like(latent)
         for rows, chunk in iter_blocks(counts, chunk_size):
             codes, deviations = encode(

@@ -63,6 +63,8 @@ class VisualisationCallback(keras.callbacks.Callback):
 
     def __init__(self, outdir: str | Path, data: anndata.AnnData, batch_size: int, freq: int = 10) -> None:
         super().__init__()
+        if not isinstance(data, anndata.AnnData):
+            raise InvalidInputError(f"expected cells as AnnData, got {type(data).__name__}")
         if "batch" not in data.obs:
             raise UnknownNameError(f"expected an obs column 'batch', there are {list(data.obs)}")
         if freq < 1 or batch_size < 1:

@@ -170,7 +170,18 @@ def create_model(
     name: str = "WAE",
     compare_batches: bool = False,
 ) -> WAE:
-    """Return the auto-encoder made of `encoder` and `decoder`; the arguments are those of `WAE`."""
+    """Return the auto-encoder made of `encoder` and `decoder`; the arguments are those of `WAE`.
+
+    Raises:
+        InvalidInputError: If the two do not fit each other.
+    """
+    (_, batches), codes = (tensor.shape[-1] for tensor in encoder.inputs), encoder.outputs[0].shape[-1]
+    taken = tuple(tensor.shape[-1] for tensor in decoder.inputs)
+    if taken != (codes, batches):
+        raise InvalidInputError(
+            f"the encoder gives codes of {codes} dimensions for {batches} batches, the decoder takes {taken[0]} and "
+            f"{taken[1]}"
+        )
     return WAE(encoder, decoder, total_number_cells, name=name, compare_batches=compare_batches)
 
 
@@ -357,10 +368,10 @@ def _hidden_layers(
             f"{prefix}: {len(sizes)} layers {list(sizes)} need as many norm_type, not {len(norms)}: {list(norms)}"
         )
     for index, (size, norm) in enumerate(zip(sizes, norms, strict=True)):
-        kind = norm.removeprefix("conditional")
+        kind = str(norm).removeprefix("conditional")
         if kind not in _NORMS:
             known = [f"{condition}{name}" for condition in ("", "conditional") for name in _NORMS]
-            raise UnsupportedError(f"norm_type {norm!r} is not one of {', '.join(known)}{nearest(norm, known)}")
+            raise UnsupportedError(f"norm_type {norm!r} is not one of {', '.join(known)}{nearest(str(norm), known)}")
 
         def named(part: str, index: int = index) -> dict[str, Any]:
             return {"name": f"{prefix}_{part}_{index}", "dtype": dtype}

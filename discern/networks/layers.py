@@ -48,13 +48,16 @@ def condlayernorm(
         The features, each cell's with its batch's offset added, which is 0 before training; same shape.
 
     Raises:
-        InvalidInputError: If there is no such regulariser, or it does not take the arguments.
+        InvalidInputError: If there is no such regulariser, it does not take the arguments, or there are not `size`
+            features.
 
     Example:
         >>> cells, labels = keras.Input((16,)), keras.Input((2,))
         >>> condlayernorm(cells, labels, size=16).shape
         (None, 16)
     """
+    if input_cells.shape[-1] != size:
+        raise InvalidInputError(f"condlayernorm: size is {size}, but there are {input_cells.shape[-1]} features")
     return keras.layers.Add()([input_cells, label_offset(size, regularizer(regularization))(labels)])
 
 
@@ -82,8 +85,10 @@ def regularizer(
         >>> float(regularizer({"name": "tensorflow.keras.regularizers.L1L2", "l2": 0.5}).l2)
         0.5
     """
-    if regularization is None or isinstance(regularization, keras.regularizers.Regularizer):
+    if isinstance(regularization, keras.regularizers.Regularizer):
         return regularization
+    if not regularization:
+        return None
     arguments = dict(regularization)
     name = arguments.pop("name", None)
     if name is None:

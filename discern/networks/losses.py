@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,19 +14,26 @@ from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.networks.xla import with_gradient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import ArrayLike
 
 _register = keras.saving.register_keras_serializable("discern")
 
 
 _AUTO = "auto"
+_OF_ENTROPY = ("label_smoothing", "from_logits", "name", "reduction", "dtype")
 
 
 def _reduction(reduction: str | None) -> str | None:
     """Return what Keras 3 calls a reduction: "auto", the name of Keras 2 for its choice, is the mean in `fit`."""
     return "sum_over_batch_size" if reduction == _AUTO else reduction
+
+
+def _floats(y_pred: tf.Tensor, y_true: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return both as tensors of the type of the prediction, float32 if that is no floating-point number."""
+    y_pred = tf.convert_to_tensor(y_pred)
+    if not y_pred.dtype.is_floating:
+        y_pred = tf.cast(y_pred, tf.float32)
+    return y_pred, tf.cast(y_true, y_pred.dtype)
 
 
 def getmembers() -> dict[str, type[keras.losses.Loss]]:
@@ -83,6 +91,7 @@ class HuberLoss(keras.losses.Loss):
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return the loss of each cell: shapes (cells, genes) to (cells,)."""
+        y_pred, y_true = _floats(y_pred, y_true)
         return self._of_cells(y_pred, y_true)
 
     def _each_cell(self, y_pred: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
@@ -132,6 +141,7 @@ class Lnorm(keras.losses.Loss):
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return the sums: shape (cells, genes) to (genes,) or (cells,)."""
+        y_pred, y_true = _floats(y_pred, y_true)
         sums = tf.reduce_sum(tf.abs(y_true - y_pred) ** self.p, axis=self.axis)
         if self.use_root and self.p >= 2:
             return (sums + self.epsilon) ** (1 / self.p)
@@ -159,7 +169,11 @@ class MaskedCrossEntropy(keras.losses.Loss):
         zeros: The value that a count of zero has on the scale of `y_true`: one number, or one per gene.
         zeros_eps: Largest distance from `zeros` that still counts as zero.
         lower_label_smoothing: Label of undetected genes; more than 0 since a zero count may be a gene that was missed.
-        **kwargs: `label_smoothing`, and the `name` and `reduction` of every Keras loss.
+        **kwargs: `label_smoothing`, `from_logits` (whether logits are predicted, not probabilities), and the `name` and
+            `reduction` of every Keras loss.
+
+    Raises:
+        UnknownNameError: If there is no such argument.
 
     Example:
         >>> loss = MaskedCrossEntropy(zeros=0.0)
@@ -171,9 +185,15 @@ class MaskedCrossEntropy(keras.losses.Loss):
         self, zeros: ArrayLike, zeros_eps: float = 1e-6, lower_label_smoothing: float = 0.0, **kwargs: Any
     ) -> None:
         self.label_smoothing = kwargs.pop("label_smoothing", 0.0)
-        if "reduction" in kwargs:
-            kwargs["reduction"] = _reduction(kwargs["reduction"])
-        super().__init__(**{"name": "masked_crossentropy", **kwargs})
+        self.from_logits = bool(kwargs.pop("from_logits", False))
+        if kwargs.pop("axis", -1) != -1:
+            raise InvalidInputError("MaskedCrossEntropy: axis: expected -1, the genes; leave it out")
+        known = ("zeros", "zeros_eps", "lower_label_smoothing", *_OF_ENTROPY)
+        for unknown in set(kwargs) - set(_OF_ENTROPY):
+            raise UnknownNameError(f"MaskedCrossEntropy has no argument {unknown!r}{nearest(unknown, known)}")
+        super().__init__(
+            **{"name": "masked_crossentropy", **kwargs, "reduction": _reduction(kwargs.get("reduction", _AUTO))}
+        )
         self.zeros = np.asarray(zeros, dtype=np.float32)
         self.zeros_eps = zeros_eps
         self.lower_label_smoothing = lower_label_smoothing
@@ -184,10 +204,12 @@ class MaskedCrossEntropy(keras.losses.Loss):
 
         Where the probabilities come straight from a sigmoid, Keras takes the exact and faster way over its logits.
         """
-        logits = getattr(y_pred, "_keras_logits", None)
+        logits = y_pred if self.from_logits else getattr(y_pred, "_keras_logits", None)
         if logits is None:
-            return tf.reduce_mean(keras.ops.binary_crossentropy(self._labels(y_true), y_pred), axis=-1)
-        return self._of_logits(logits, y_true)
+            y_pred, y_true = _floats(y_pred, y_true)
+            labels = tf.cast(self._labels(y_true), y_pred.dtype)
+            return tf.reduce_mean(keras.ops.binary_crossentropy(labels, y_pred), axis=-1)
+        return self._of_logits(*_floats(logits, y_true))
 
     def _each_cell(self, logits: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
         labels = self._labels(y_true)
@@ -208,6 +230,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
             "zeros_eps": self.zeros_eps,
             "lower_label_smoothing": self.lower_label_smoothing,
             "label_smoothing": self.label_smoothing,
+            "from_logits": self.from_logits,
         }
 
 
@@ -228,6 +251,8 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
         >>> reconstruction_loss("mse").name
         'mean_squared_error'
     """
+    if not isinstance(loss_type, str | Mapping):
+        raise InvalidInputError(f"reconstruction_loss: expected {{'name': NAME, ...}}, got {loss_type!r}")
     arguments: dict[str, Any] = {"name": loss_type} if isinstance(loss_type, str) else dict(loss_type)
     if "reduction" in arguments:
         arguments["reduction"] = _reduction(arguments["reduction"])
@@ -235,7 +260,11 @@ def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss
         raise UnknownNameError(f"reconstruction_loss needs the key 'name', for example 'HuberLoss'; it has {loss_type}")
     name = arguments.pop("name")
     known = _loss_classes()
-    if isinstance(name, str) and "." in name:
+    if not isinstance(name, str):
+        raise UnknownNameError(
+            f"reconstruction_loss: expected the name of a loss, for example 'HuberLoss', got {name!r}"
+        )
+    if "." in name:
         name = look_up(name, "loss").attribute
     try:  # a short or function name: "mse" and "mean_squared_error" are MeanSquaredError
         canonical = keras.losses.get(name).__name__.replace("_", "")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from discern.config.allowlist import get_function_by_name
 from discern.config.arguments import taken_by
-from discern.errors import InvalidInputError, UserError
+from discern.errors import InvalidInputError, UnknownNameError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer
         parameters: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
 
     Raises:
+        UnknownNameError: If it has no `algorithm`.
         InvalidInputError: If the optimiser does not take one of the arguments.
 
     Example:
@@ -44,6 +45,10 @@ def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer
         'Lookahead'
     """
     config = dict(parameters)
+    if "algorithm" not in config:
+        raise UnknownNameError(
+            f"the optimizer needs the key 'algorithm', for example 'tensorflow.keras.optimizers.Adam'; it has {config}"
+        )
     algorithm = config.pop("algorithm")
     decay = config.pop("learning_decay", None)
     lookahead = config.pop("Lookahead", False)

@@ -80,6 +80,8 @@ class MMDPP(keras.layers.Layer):
     """
 
     def __init__(self, scale: float, seed: int | None = None, **kwargs: Any) -> None:
+        if not scale > 0:
+            raise InvalidInputError(f"MMDPP: scale: expected a positive number of cells, got {scale}")
         super().__init__(**kwargs)
         self.scale = scale
         self.seed = seed
@@ -134,6 +136,9 @@ def mmdpp_penalty(
     Returns:
         One number. Gradients reach `sample_qz` and `encoder_sigma`, not `sample_pz`.
 
+    Raises:
+        InvalidInputError: If the samples are not of one shape, or not of `latent_dim` dimensions.
+
     Example:
         >>> z, p = keras.random.normal((64, 4), seed=0), keras.random.normal((64, 4), seed=1)
         >>> near = mmdpp_penalty(z, p, keras.ops.full((64, 4), -80.0), total_number_cells=1000, latent_dim=4)
@@ -144,6 +149,9 @@ def mmdpp_penalty(
     sample_qz, sample_pz, encoder_sigma = (
         tf.convert_to_tensor(sample, tf.float32) for sample in (sample_qz, sample_pz, encoder_sigma)
     )
+    shapes = [tuple(sample.shape) for sample in (sample_qz, sample_pz, encoder_sigma)]
+    if any(len(shape) != 2 or shape[1] != latent_dim for shape in shapes):
+        raise InvalidInputError(f"mmdpp_penalty: expected samples of shape (cells, {latent_dim}), got {shapes}")
     noise = normal((tf.shape(sample_qz)[0], NOISY_COPIES, latent_dim), seed)
     return _mmdpp(sample_qz, encoder_sigma, sample_pz, noise, tf.cast(total_number_cells, tf.float32))
 

@@ -13,6 +13,7 @@ from anndata.utils import make_index_unique
 from discern.data.chunks import iter_blocks
 from discern.data.processed import FORMAT
 from discern.data.writers import write_blocks
+from discern.errors import UnknownNameError
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -35,7 +36,15 @@ def save_data(file: str | Path, data: ad.AnnData, old_data: ad.AnnData) -> None:
         file: the `.h5ad` to write; complete or not there.
         data: new cells, processed by `OnlineWAERecipe`; log-normalised.
         old_data: old cells, processed; log-normalised.
+
+    Raises:
+        UnknownNameError: If one of the two was not processed.
     """
+    for name, cells in (("data", data), ("old_data", old_data)):
+        if "DISCERN" not in cells.uns:
+            raise UnknownNameError(
+                f"{name}: expected processed cells, these have no uns['DISCERN']: give recipe.sc_raw"
+            )
     genes = old_data.var_names[old_data.var_names.isin(data.var_names)]
     columns = old_data.var_names.get_indexer(genes)
     header = ad.AnnData(
