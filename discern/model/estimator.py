@@ -675,7 +675,7 @@ def _check_positive(name: str, number: Any, whole: bool) -> None:
     kinds = numbers.Integral if whole else numbers.Real
     whole_float = isinstance(number, float | np.floating) and number == np.floor(number)
     if not (isinstance(number, kinds) or (whole and whole_float)) or not number > 0:
-        kind = "" if isinstance(number, numbers.Real) and not number > 0 else "whole " * whole
+        kind = "" if isinstance(number, numbers.Real) and not float(number) > 0 else "whole " * whole
         raise InvalidInputError(f"{name}: expected a positive {kind}number, got {number!r}")
 
 
