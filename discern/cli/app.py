@@ -104,7 +104,7 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-_IN_ORDER = ("init", "process", "train", "project", "evaluate", "info", "onlinetraining", "optimize")
+_IN_ORDER = ("init", "process", "train", "project", "evaluate", "info", "export", "onlinetraining", "optimize")
 
 
 _OTHER_NAMES = {"preprocess": "process"}

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from discern.config.reading import Parameters
+    from discern.experiment.new_input import NewInput, Wanted
 
 _LOGGER = logging.getLogger("discern")
+
+_THEN_READ = "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised"
 
 
 @click.group(
@@ -127,7 +130,38 @@ def train(parameters: Path, dry_run: bool, ray_address: str | None) -> int:
 
 
 @cli.command(short_help="Reconstruct the cells with the trained model.")
-@parameters_argument
+@click.argument("parameters", metavar="PARAMETERS.json", type=FilePath(), required=False)
+@click.option(
+    "--input",
+    "new_cells",
+    type=FilePath(),
+    metavar="RAW",
+    help="Raw cells to project in place of the experiment's own: they are filtered and scaled as these were; nothing "
+    "is trained.",
+)
+@click.option(
+    "--batch-column",
+    metavar="COLUMN",
+    help="With --input: obs column with their batch; by default `batch`, else the name of the file.",
+)
+@click.option("--batch", metavar="BATCH", help="With --input: the batch of all of them, one that the model knows.")
+@click.option(
+    "--as-batch",
+    metavar="BATCH",
+    help="With --input: encode cells of unknown batches as though they were of this known one.",
+)
+@click.option(
+    "--model",
+    type=FilePath(),
+    metavar="MODEL.discern",
+    help="With --input: a model that `discern export` wrote, in place of PARAMETERS.json.",
+)
+@click.option(
+    "--output",
+    type=FilePath(),
+    metavar="FOLDER",
+    help="With --input: where the results go; by default projected/NAME in the experiment, NAME that of the file.",
+)
 @click.option("--reference", metavar="BATCH", help="Decode all cells as if they had been measured like this batch.")
 @click.option(
     "--metadata",
@@ -158,7 +192,13 @@ def train(parameters: Path, dry_run: bool, ray_address: str | None) -> int:
 @ray_option
 @everywhere
 def project(
-    parameters: Path,
+    parameters: Path | None,
+    new_cells: Path | None,
+    batch_column: str | None,
+    batch: str | None,
+    as_batch: str | None,
+    model: Path | None,
+    output: Path | None,
     reference: str | None,
     metadata: tuple[str, ...],
     all_batches: bool,
@@ -171,12 +211,34 @@ def project(
     dry_run: bool,
     ray_address: str | None,
 ) -> int:
-    """Reconstruct the cells of each experiment with its trained model."""
+    """Reconstruct the cells of each experiment with its trained model, or with --input other cells."""
     targets = [_target(text) for text in metadata]
+    chosen, suffix = _layers(layers, intervals), f".{suffix.removeprefix('.')}"
+    if new_cells is None:
+        of_new = {"batch_column": batch_column, "batch": batch, "as_batch": as_batch, "model": model, "output": output}
+        for name, value in of_new.items():
+            if value is not None:
+                raise InvalidInputError(f"--{name.replace('_', '-')} is for new cells: give --input as well")
+    if (parameters is None) == (model is None):
+        raise InvalidInputError(
+            "expected PARAMETERS.json" + (" or --model MODEL.discern" if new_cells is not None else "")
+            if parameters is None
+            else "PARAMETERS.json and --model: expected one of them"
+        )
+    if new_cells is not None:
+        _check_file(new_cells, "--input")
+        if filename is not None:
+            raise InvalidInputError("--filename is for processed cells, --input for raw ones: expected one of them")
+        from discern.experiment.new_input import NewInput, Wanted
+        from discern.model.targets import OutputFormat
+
+        new = NewInput(new_cells, batch_column, batch, as_batch, output)
+        wanted = Wanted(targets, reference, all_batches, OutputFormat(chosen, dtype, suffix), store_sigmas)
+        return _project_new(parameters, model, new, wanted, dry_run, ray_address)
+    assert parameters is not None
     loaded = _load(parameters)
     if filename is not None:
         _check_file(filename)
-    chosen, suffix = _layers(layers, intervals), f".{suffix.removeprefix('.')}"
     if dry_run:
         from discern.experiment import forecast
 
@@ -202,7 +264,56 @@ def project(
     results = DISCERNRunner(debug=is_debug(), ray_address=ray_address)(
         func=run_projection, parameters=loaded, kwargs=kwargs
     )
-    return close({**results, **failed}, "scanpy.read_h5ad(FILE): X and layers['estimated_counts'] are log-normalised")
+    return close({**results, **failed}, _THEN_READ)
+
+
+def _project_new(
+    parameters: Path | None, model: Path | None, new: NewInput, wanted: Wanted, dry_run: bool, ray_address: str | None
+) -> int:
+    """Project new cells with the model of each experiment, or with one that was given away."""
+    from discern.experiment import forecast
+
+    if parameters is None:
+        assert model is not None
+        load_tensorflow()
+        from discern.experiment.new_cells import project_with_model
+
+        if dry_run:
+            lines = [f"{model}: nothing is done (--dry-run)", *forecast.of_model(model, new, wanted)]
+            click.echo(page("\n".join(lines)))
+            return 0
+        return close({model.name: project_with_model(model, new, wanted)}, _THEN_READ)
+    loaded = _load(parameters)
+    if new.output is not None and len(loaded.experiments) > 1:
+        raise InvalidInputError(f"--output: {parameters} has {len(loaded.experiments)} experiments, expected one")
+    if dry_run:
+        return _forecast(loaded, lambda name: forecast.of_new_cells(loaded, name, new, wanted))
+    log_to(loaded.experiments_dir)
+    load_tensorflow()
+    from discern.experiment.edits import take_over_edits
+    from discern.experiment.new_cells import project_new_cells
+    from discern.experiment.runner import DISCERNRunner
+
+    loaded, failed = take_over_edits(loaded)
+    results = DISCERNRunner(debug=is_debug(), ray_address=ray_address)(
+        func=project_new_cells, parameters=loaded, kwargs={"new": new, "wanted": wanted}
+    )
+    return close({**results, **failed}, _THEN_READ)
+
+
+@cli.command(short_help="Write the trained model into one file to give away.")
+@click.argument("experiment", metavar="EXPERIMENT", type=FilePath())
+@click.argument("file", metavar="MODEL.discern", type=FilePath())
+@click.option("--licence", metavar="TEXT", help="Under which it is given away; goes into the model card.")
+@everywhere
+def export(experiment: Path, file: Path, licence: str | None) -> None:
+    """Write the model of an experiment, without its cells, into one file that `project --model` and Python read."""
+    load_tensorflow()
+    from discern.experiment import export as sharing
+
+    sharing.export(experiment, file, f"discern {__version__}", licence)
+    _LOGGER.info("wrote %s", file)
+    _LOGGER.info("next: discern project --model %s --input RAW --reference BATCH --output FOLDER", file)
 
 
 @cli.command(short_help="Compare reconstructed cells with real ones held out.")
@@ -456,9 +567,9 @@ def _target(text: str) -> tuple[str | None, str | None]:
         raise InvalidInputError(f"--{error}") from None
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, option: str = "--filename") -> None:
     from discern.runtime.foreign import check_input
 
     if not path.exists():
-        raise MissingFileError(f"--filename: {path}: no such file")
+        raise MissingFileError(f"{option}: {path}: no such file")
     check_input(path)

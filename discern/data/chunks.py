@@ -374,7 +374,7 @@ def _read_sparse(path: Path, elem: Any, shape: tuple[int, int], by_rows: bool, b
     data, indices = elem["data"], elem["indices"]
     dtype = usable_dtype(data.dtype, str(path))
     nbytes = _csr_nbytes(shape, data.shape[0], np.dtype(np.float32))
-    if nbytes <= budget:
+    if nbytes <= (budget if by_rows else max(budget, memory_budget())):
         found = compressed(data[...], indices[...], elem["indptr"][...], shape, by_rows).tocsr()
         return summed(found.astype(dtype, copy=False))
     if not by_rows:

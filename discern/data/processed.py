@@ -50,6 +50,9 @@ _LOGGER = logging.getLogger(__name__)
 FORMAT = {"version": PROCESSED_VERSION}
 """Stamp `uns["DISCERN_format"]` of processed data: X is log-normalised. Version 1, the original, has none."""
 
+LEFT_OUT = "DISCERN_left_out"
+"""In uns of processed cells: names of the genes that too few cells have; cells were filtered by these genes, too."""
+
 
 class DISCERNData(ad.AnnData):
     """Processed cells: an AnnData that also feeds the network.

@@ -154,6 +154,7 @@ def sample_counts(
     var: pd.DataFrame | None = None,
     uns: Mapping[str, Any] | None = None,
     seed: int | np.random.Generator = 0,
+    cells: np.ndarray | None = None,
 ) -> np.ndarray:
     """Keep each count with its detection probability and set it to zero otherwise.
 
@@ -164,12 +165,16 @@ def sample_counts(
         uns: `adata.uns`; with a "fixed_scaling" in it and no "DISCERN_format" (see `is_standardised`), `counts` are
             standardised and "zero" is what a zero has become, (0 - mean) / std.
         seed: of the draw, or a generator to draw from (for calls block by block).
+        cells: a whole number of each cell, (n_cells,), see `cell_numbers`: the draw of a cell then depends on it and
+            the seed, a whole number, alone, and neither on other cells nor on their order. None: row after row is drawn
+            from one generator.
 
     Returns:
         A new array of the shape and type of `counts`.
 
     Raises:
-        InvalidInputError: if the shapes differ, or `counts` are standardised and `var` is missing.
+        InvalidInputError: if the shapes differ, `counts` are standardised and `var` is missing, or a generator is given
+            with `cells`.
 
     Example:
         >>> sample_counts(np.array([[1.5, 2.5]]), np.array([[1.0, 0.0]]))
@@ -183,5 +188,40 @@ def sample_counts(
             raise InvalidInputError("uns holds fixed_scaling, so the counts are standardised: expected var, got None")
         mean, std = parse_mean_var(var, (uns or {})["fixed_scaling"])
         zero = (0 - mean) / std
-    detected = np.random.default_rng(seed).random(counts.shape, dtype=np.float32) < probabilities
+    detected = _draws(counts.shape, seed, cells) < probabilities
     return np.where(detected, counts, zero).astype(counts.dtype)
+
+
+def _draws(shape: tuple[int, ...], seed: int | np.random.Generator, cells: np.ndarray | None) -> np.ndarray:
+    """Return uniform float32 numbers of [0, 1)."""
+    if cells is None:
+        return np.random.default_rng(seed).random(shape, dtype=np.float32)
+    if isinstance(seed, np.random.Generator) or np.shape(cells) != shape[:1]:
+        raise InvalidInputError(f"expected a seed and numbers of {shape[0]} cells, got {seed} and {np.shape(cells)}")
+    draws = np.empty(shape, dtype=np.float32)
+    for row, cell in zip(draws, cells, strict=True):
+        np.random.default_rng((seed, int(cell))).random(dtype=np.float32, out=row)
+    return draws
+
+
+def cell_numbers(cells: sparse.csr_matrix) -> np.ndarray:
+    """Return a number of each cell that depends on which genes were measured in it, and on nothing else.
+
+    Neither values, which differ in their last digits with the way they were computed, nor names, which are numbered
+    where two files share them, have a part in it.
+
+    Args:
+        cells: measured cells without stored zeros, (n_cells, n_genes), genes in the order of the model.
+
+    Returns:
+        uint64, (n_cells,).
+
+    Example:
+        >>> one, two, again = cell_numbers(sparse.csr_matrix([[1, 0, 2], [0, 0, 2], [3, 0, 4]]))
+        >>> bool(one == again), bool(one == two)
+        (True, False)
+    """
+    keys = np.random.default_rng(0).integers(0, 2**64, cells.shape[1], dtype=np.uint64)
+    sums = np.zeros(cells.nnz + 1, dtype=np.uint64)
+    np.cumsum(keys[cells.indices], out=sums[1:])
+    return sums[cells.indptr[1:]] - sums[cells.indptr[:-1]]

@@ -206,13 +206,12 @@ def _projected(
 ) -> dict[str, GroupStatistics]:
     """Project some cells to the reference; returns their statistics as measured and reconstructed."""
     found = {method: GroupStatistics(comparison.labels.categories, data.n_vars) for method in _DRAWN[1:]}
-    rng = np.random.default_rng(0)
     target = (np.array(cells.batches) == comparison.reference).astype(np.float32)
     members = np.flatnonzero(mask)
     chunks = decoded_chunks(trained, cells.latent[members], target)
     for number, decoded in enumerate(chunks):
         rows = members[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE]
-        for method, chunk in (("estimated_counts", decoded.counts), ("X", decoded.sampled(rng))):
+        for method, chunk in (("estimated_counts", decoded.counts), ("X", decoded.sampled(cells.numbers[rows]))):
             found[method].add(chunk, comparison.labels.codes[rows])
             sample.keep(method, rows, chunk)
     return {"measured": _measured(data, comparison, mask, sample)} | found

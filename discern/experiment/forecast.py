@@ -17,27 +17,30 @@ from discern.data.chunks import memory_budget
 from discern.data.containers import open_hdf5
 from discern.data.epochs import cells_of_step, number_of_epochs
 from discern.data.structure import check_format
-from discern.errors import MissingFileError
+from discern.errors import InvalidInputError, MissingFileError
 from discern.experiment.folder import require_model
 from discern.experiment.init import epochs_trained, size_on_disk, size_text
 from discern.experiment.process import check_inputs
 from discern.folder.layout import ExperimentFolder
+from discern.inputs.readers import dataset_name
 from discern.model.targets import OutputFormat, projection_targets
 from discern.networks.capacity import count_weights
 from discern.runtime.devices import available_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import pandas as pd
 
     from discern.config.reading import Parameters
+    from discern.experiment.new_input import NewInput, Wanted
 
 
 _LIBRARIES = {"process": 0.4e9, "train": 1.0e9, "project": 1.0e9}
 _ENTRIES_A_SECOND = 2e6  # of each core, while cells are processed
 _FLOP_A_SECOND = 75e9  # of each core, in training
 _VALUES_A_SECOND = 5e6  # of each core, decoded and written
+_PIECE_OF_NEW = 2**28  # bytes of counts of new cells that are in memory at once
 _STARTS_AFTER = 20.0  # seconds until the first step of a training is done
 _STEP_OF_A_WEIGHT = 6  # floating-point operations for each cell: forward, backward to the input and to the weights
 
@@ -155,15 +158,75 @@ def of_project(
     files = projection_targets(targets, reference, suffix, cells.obs)
     yield _line("reads", f"{folder.cells}: {_shape(cells)}")
     yield _line("reads", f"{folder.job}: the model")
-    values = len(cells.obs) * cells.n_genes
-    dense = 2 if dtype == "float16" else 4
-    size = sum(values * (4 if layer in ("X", "measured") else dense) for layer in layers)
+    weights = _weights(parameters.experiments[name], cells)
+    held = 4.0 * weights + cells.nbytes
+    output = OutputFormat(layers, dtype, suffix)
+    yield from _projecting(files, folder.projected, output, len(cells.obs), cells.n_genes, held)
+
+
+def of_new_cells(parameters: Parameters, name: str, new: NewInput, wanted: Wanted) -> Iterator[str]:
+    """Say what `discern project --input` would do with an experiment.
+
+    Args:
+        parameters: The experiments.
+        name: One of them, trained.
+        new: The new cells.
+        wanted: What to project them to.
+
+    Raises:
+        UserError: What projecting would refuse before it reads the cells.
+    """
+    folder = ExperimentFolder(parameters.folder(name))
+    cells = _processed(folder)
+    require_model(folder.path)
+    files = wanted.targets([str(batch) for batch in cells.obs["batch"].cat.categories])
+    yield _line("reads", f"{folder.job}: the model")
+    if not folder.seen_cells.is_file():
+        yield _line(
+            "makes", f"{folder.seen_cells}, for which the experiment's own {len(cells.obs):,} cells are encoded"
+        )
+    weights = _weights(parameters.experiments[name], cells)
+    place = new.output or folder.projected / dataset_name(new.file)
+    yield from _new_cells(new, files, place, wanted, cells.n_genes, 4.0 * weights)
+
+
+def of_model(file: Path, new: NewInput, wanted: Wanted) -> Iterator[str]:
+    """Say what `discern project --model` would do; loads TensorFlow. See `of_new_cells`."""
+    from discern.model import exported
+
+    if new.output is None:
+        raise InvalidInputError("--model: expected --output as well, the folder for the results")
+    model = exported.read(file)
+    files = wanted.targets(model.known.batches)
+    yield _line("reads", f"{file}, {size_text(size_on_disk(file))}: the model")
+    yield from _new_cells(new, files, new.output, wanted, len(model.known.genes), size_on_disk(file))
+
+
+def _new_cells(
+    new: NewInput, files: Collection[str], place: Path, wanted: Wanted, n_genes: int, held: float
+) -> Iterator[str]:
+    found = _stored_entries(new.file)
+    size = size_text(size_on_disk(new.file))
+    yield _line("reads", f"{new.file}, {size}" + (f": {found[0]:,} cells x {found[1]:,} genes" if found else ""))
+    if found:
+        yield from _projecting(files, place, wanted.output, found[0], n_genes, held + 3 * _PIECE_OF_NEW)
+        return
     for file in files:
-        exists = " (is there, would be replaced)" if (folder.projected / file).exists() else ""
-        yield _line("makes", f"{folder.projected / file}, up to {size_text(size)}{exists}")
-    held = 4.0 * _weights(parameters.experiments[name], cells) + cells.nbytes + 512 * cells.n_genes * 40.0
-    seconds = 10 + len(files) * len(layers) * values / (_VALUES_A_SECOND * 3 * available_cpus())
-    yield from _cost("project", held, seconds)
+        yield _line("makes", str(place / file))
+    yield _line("memory", "depends on what is in the file, which only reading tells")
+
+
+def _projecting(
+    files: Collection[str], place: Path, output: OutputFormat, n_cells: int, n_genes: int, held: float
+) -> Iterator[str]:
+    values = n_cells * n_genes
+    dense = 2 if output.dtype == "float16" else 4
+    size = sum(values * (4 if layer in ("X", "measured") else dense) for layer in output.layers)
+    for file in files:
+        exists = " (is there, would be replaced)" if (place / file).exists() else ""
+        yield _line("makes", f"{place / file}, up to {size_text(size)}{exists}")
+    seconds = 10 + len(files) * len(output.layers) * values / (_VALUES_A_SECOND * 3 * available_cpus())
+    yield from _cost("project", held + 512 * n_genes * 40.0, seconds)
 
 
 def _line(head: str, text: str) -> str:

@@ -75,6 +75,11 @@ class ExperimentFolder:
         return self.job / LAST
 
     @property
+    def seen_cells(self) -> Path:
+        """What is known of the cells that the model has seen, for the projection of new ones."""
+        return self.job / "seen_cells.hdf"
+
+    @property
     def projected(self) -> Path:
         """The folder of the projections."""
         return self.path / "projected"

@@ -34,7 +34,7 @@ _OWN = (
     *("original_data", "parameters.json", "hyperparameter_search.json", _FORMER_WORK, READY),
     *("job/train", "job/validation", "job/UMAP"),
 )
-_FOLDERS_WITH_OUTPUTS = ("", "*", "job/UMAP")
+_FOLDERS_WITH_OUTPUTS = ("", "*", "job/UMAP", "projected/*")
 
 
 def refuse_links(experiment: Path) -> None:

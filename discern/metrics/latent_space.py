@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -27,6 +28,9 @@ OWN_NEIGHBOURS = 15
 #: Reference cells that distances are measured to, and cells of a batch among which neighbours are sought: more would
 #: not change distances by much.
 _CELLS_AT_ONCE = 10_000
+
+_STRANGE = 0.5
+"""Share of a batch beyond the line from which on it is unlike the reference as a whole."""
 
 
 def training_cells(obs: pd.DataFrame, batch: str) -> np.ndarray:
@@ -85,7 +89,14 @@ def reference_distance(
         >>> [bool(part) for part in (0.8 < np.median(distance[200:-1]) < 1.2, distance[-1] > 2)]
         [True, True]
     """
-    generator = np.random.default_rng(seed)
+    _, distance, scale = _unscaled(latent, batches, is_reference, k, np.random.default_rng(seed))
+    return distance / scale
+
+
+def _unscaled(
+    latent: npt.NDArray, batches: npt.NDArray, is_reference: npt.NDArray, k: int, generator: np.random.Generator
+) -> tuple[npt.NDArray, npt.NDArray, float]:
+    """Return the numbers of the reference cells used, the distance of each cell, and the unit of these distances."""
     reference = np.flatnonzero(is_reference)
     if len(reference) < 2:
         raise InvalidInputError(f"expected at least two reference cells, got {len(reference)}")
@@ -93,19 +104,85 @@ def reference_distance(
         reference = np.sort(generator.choice(reference, _CELLS_AT_ONCE, replace=False))
     others = np.setdiff1d(np.arange(len(latent)), reference)
     k = min(k, len(reference) - 1)
-    length = np.linalg.norm(latent, axis=1, keepdims=True)
-    directions = latent / np.where(length > 0, length, 1)
+    directions = _directions(latent)
     own = np.empty(len(latent), dtype=np.float32)
     own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
     if len(others):
         own[others] = _neighbours(directions[reference], k, directions[others])[0].mean(axis=1)
-    distance = np.empty_like(own)
+    distance = _smoothed(own, directions, batches, generator)
+    scale = float(np.median(distance[reference]))
+    return reference, distance, scale if scale > 0 else 1.0
+
+
+def _directions(latent: npt.NDArray) -> npt.NDArray:
+    length = np.linalg.norm(latent, axis=1, keepdims=True)
+    return latent / np.where(length > 0, length, 1)
+
+
+def _smoothed(
+    own: npt.NDArray, directions: npt.NDArray, batches: npt.NDArray, generator: np.random.Generator
+) -> npt.NDArray:
+    """Return the mean of each cell's value and those of its mutual nearest neighbours in its batch."""
+    smoothed = np.empty_like(own)
     for batch in np.unique(batches):
         cells = generator.permutation(np.flatnonzero(batches == batch))
         for part in np.array_split(cells, -(-len(cells) // _CELLS_AT_ONCE)):
-            distance[part] = _mutual_mean(directions[part], own[part])
-    scale = np.median(distance[reference])
-    return distance / (scale if scale > 0 else 1)
+            smoothed[part] = _mutual_mean(directions[part], own[part])
+    return smoothed
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the distance of new cells from a reference is measured with: no more than directions of latent codes.
+
+    Attributes:
+        directions: Latent codes of training cells of the reference, of length 1, (at most 10,000, n_latent).
+        unit: A reference cell's usual distance from its like.
+        line: The distance below which 95 % of the reference's held-out cells are, see `add_distance`.
+        split: What cells the line is of: "test", "valid" or "train".
+    """
+
+    directions: npt.NDArray[np.float32]
+    unit: float
+    line: float
+    split: str
+
+    @classmethod
+    def of(cls, latent: npt.NDArray, obs: pd.DataFrame, reference: str) -> Self | None:
+        """Return that of a batch of processed cells; None if fewer than two of its cells were trained on.
+
+        Args:
+            latent: Latent codes, (n_cells, n_latent).
+            obs: Annotation with `batch` and `split`.
+            reference: The batch.
+        """
+        training = training_cells(obs, reference)
+        if training.sum() < 2:
+            return None
+        batches = obs["batch"].astype(str).to_numpy()
+        used, distance, unit = _unscaled(latent, batches, training, NEIGHBOURS, np.random.default_rng(0))
+        line, split = _line(distance / unit, obs, reference, training)
+        return cls(_directions(latent[used]).astype(np.float32), unit, line, split)
+
+    def distance(self, latent: npt.NDArray, batches: npt.NDArray, seed: int = 0) -> npt.NDArray[np.float32]:
+        """Return how far new cells are from the reference, see `reference_distance`; neighbours are new cells, too.
+
+        Args:
+            latent: Latent codes of cells that are not the reference's own, (n_cells, n_latent).
+            batches: The batch of each cell.
+            seed: See `reference_distance`.
+        """
+        directions = _directions(latent)
+        k = min(NEIGHBOURS, len(self.directions) - 1)
+        own = _neighbours(self.directions, k, directions)[0].mean(axis=1).astype(np.float32)
+        return _smoothed(own, directions, batches, np.random.default_rng(seed)) / np.float32(self.unit)
+
+
+def _line(distance: npt.NDArray, obs: pd.DataFrame, reference: str, training: npt.NDArray) -> tuple[float, str]:
+    """Return the distance below which 95 % of the reference's unseen cells are, and which cells these are."""
+    unseen = Unseen.of(obs, reference, most=len(obs))
+    line = float(np.quantile(distance[training if unseen is None else unseen.rows], 0.95))
+    return line, "train" if unseen is None else unseen.split
 
 
 def _mutual_mean(points: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -215,18 +292,38 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
     training = training_cells(adata.obs, reference)
     batch = adata.obs["batch"].astype(str)
     distance = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), batch.to_numpy(), training, k)
-    unseen = Unseen.of(adata.obs, reference, most=adata.n_obs)
-    line = float(np.quantile(distance[training if unseen is None else unseen.rows], 0.95))
-    beyond = distance > line
-    adata.obs["discern_distance"], adata.obs["discern_beyond"] = distance, beyond
-    adata.uns["discern_line"] = {"distance": line, "split": "train" if unseen is None else unseen.split}
+    line, split = _line(distance, adata.obs, reference, training)
+    note_distance(adata, distance, line, split)
     for name in sorted(set(batch) - {reference}):
-        here = (batch == name).to_numpy()
-        _LOGGER.info(
-            "%s: %d of %d cells (%.0f %%) are farther from %s than 95 %% of its own",
-            name,
-            beyond[here].sum(),
-            here.sum(),
-            100 * beyond[here].mean(),
-            reference,
-        )
+        _LOGGER.info("%s", _told(adata.obs, name, reference))
+
+
+def note_distance(adata: anndata.AnnData, distance: npt.NDArray, line: float, split: str) -> None:
+    """Write distances from a reference into obs, and the line that is the 95 % of its own cells into uns."""
+    adata.obs["discern_distance"], adata.obs["discern_beyond"] = distance, distance > line
+    adata.uns["discern_line"] = {"distance": line, "split": split}
+
+
+def warn_of_strangers(obs: pd.DataFrame, reference: str) -> None:
+    """Say of each batch of new cells how many are beyond the line, as a warning if it is every second one.
+
+    Args:
+        obs: Annotation with `batch` and `discern_beyond`.
+        reference: The batch from which the distance is.
+    """
+    for name, cells in obs.groupby("batch", observed=True):
+        told = _told(cells, str(name), reference)
+        if cells["discern_beyond"].mean() < _STRANGE:
+            _LOGGER.info("%s", told)
+        else:
+            _LOGGER.warning(
+                "%s: they are unlike all that the model has seen of it, and their reconstruction is not to be trusted; "
+                "obs['discern_distance'] says how far each is",
+                told,
+            )
+
+
+def _told(obs: pd.DataFrame, name: str, reference: str) -> str:
+    beyond = obs.loc[obs["batch"].astype(str) == name, "discern_beyond"]
+    share = f"{beyond.sum()} of {len(beyond)} cells ({100 * beyond.mean():.0f} %)"
+    return f"{name}: {share} are farther from {reference} than 95 % of its own"

@@ -97,20 +97,13 @@ def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = Non
         >>> read_model_file(path).epoch
         7
     """
-    model = trained.network
     with atomic.replacing(Path(path)) as partial, OutputFile(partial) as handle:
-        handle.attrs["format_version"] = FORMAT_VERSION
-        handle.attrs["epoch"] = trained.epoch
-        handle.attrs["n_genes"] = trained.n_genes
-        handle.attrs["n_labels"] = trained.n_batches
-        handle.attrs["total_number_cells"] = model.total_number_cells
+        write_network(handle, trained)
         if trained.experiment is not None:
             handle.attrs["experiment"] = json.dumps(trained.experiment)
         if val_loss is not None:
             handle.attrs["val_loss"] = val_loss
-        for variable in model.weights:
-            handle[f"weights/{variable.path}"] = variable.numpy()
-        optimizer = getattr(model, "optimizer", None)
+        optimizer = getattr(trained.network, "optimizer", None)
         if optimizer is not None and optimizer.built:
             for name, variable in _optimizer_variables(optimizer).items():
                 handle[f"optimizer/{name}"] = variable.numpy()
@@ -118,11 +111,22 @@ def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = Non
             handle.attrs["step"] = begun.step
             for number, values in enumerate(begun.metrics):
                 handle[f"metrics/{number}"] = values
-        if trained.scaling is not None:
-            handle["scaling/mean"], handle["scaling/std"] = trained.scaling
-        for key, names in (("genes", trained.genes), ("batches", trained.batches)):
-            if names is not None:
-                handle[key] = np.asarray(names, dtype=h5py.string_dtype())
+
+
+def write_network(handle: h5py.File, trained: TrainedNetwork) -> None:
+    """Write a network and what it was trained on into a file, without its optimiser."""
+    handle.attrs["format_version"] = FORMAT_VERSION
+    handle.attrs["epoch"] = trained.epoch
+    handle.attrs["n_genes"] = trained.n_genes
+    handle.attrs["n_labels"] = trained.n_batches
+    handle.attrs["total_number_cells"] = trained.network.total_number_cells
+    for variable in trained.network.weights:
+        handle[f"weights/{variable.path}"] = variable.numpy()
+    if trained.scaling is not None:
+        handle["scaling/mean"], handle["scaling/std"] = trained.scaling
+    for key, names in (("genes", trained.genes), ("batches", trained.batches)):
+        if names is not None:
+            handle[key] = np.asarray(names, dtype=h5py.string_dtype())
 
 
 def save(trained: TrainedNetwork, directory: Path, val_loss: float | None = None) -> None:

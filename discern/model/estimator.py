@@ -511,13 +511,22 @@ class DISCERN:
         if self.trained.scaling is None and (found := checkpoint.beside_model(folder)):
             self._adopt(*found)
 
-    def _restore(self, path: Path) -> None:
+    def restore_file(self, path: Path) -> None:
+        """Read a model from one file, without the state of its optimiser: to project with.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            InvalidInputError: If it is damaged or does not fit the parameters.
+        """
+        self._restore(Path(path), with_optimizer=False)
+
+    def _restore(self, path: Path, with_optimizer: bool = True) -> None:
         found = checkpoint.read_model_file(path)
         network = self._network(found.n_genes, found.n_labels, found.total_number_cells)
         genes, batches = (None if names is None else tuple(names) for names in (found.genes, found.batches))
         self._begin(TrainedNetwork(network, found.scaling, genes, batches, checkpoint.epochs(found)))
         with self.strategy.scope():
-            checkpoint.load_weights(network, path, network.optimizer)
+            checkpoint.load_weights(network, path, network.optimizer if with_optimizer else None)
 
     def _adopt(self, scaling: tuple[np.ndarray, np.ndarray], genes: Sequence[str], batches: Sequence[str]) -> None:
         """Give a model its scaling and names; the losses depend on the scaling, the optimiser keeps its state."""
@@ -621,8 +630,11 @@ class DISCERN:
         if not input_data.n_obs:
             raise InvalidInputError("expected cells to reconstruct, got none")
         self.prepare_projection(input_data)
+        cells = projection.EncodedCells.of(self.trained, input_data)
+        judge = projection.OwnCells(self.trained, cells, input_data)
+        target = (column, column_value)
         return projection.reconstruct(
-            self.trained, input_data, column, column_value, self.seed or 0, store_sigmas, intervals
+            self.trained, input_data, cells, judge, target, self.seed or 0, store_sigmas, intervals
         )
 
     def project_to_metadata(
@@ -666,8 +678,10 @@ class DISCERN:
         metadata = [metadata] if isinstance(metadata, str) else list(metadata or ())
         targets = projection_targets(metadata, reference, suffix, input_data.obs)
         self.prepare_projection(input_data)
+        cells = projection.EncodedCells.of(self.trained, input_data)
+        judge = projection.OwnCells(self.trained, cells, input_data)
         return projection.project(
-            self.trained, input_data, targets, Path(save_path), output, self.seed or 0, store_sigmas
+            self.trained, input_data, cells, judge, targets, Path(save_path), output, self.seed or 0, store_sigmas
         )
 
 

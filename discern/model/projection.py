@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 import anndata
 import numpy as np
 
 from discern.data.annotation import give_back, np_one_hot
 from discern.data.chunks import iter_blocks
-from discern.data.scaling import sample_counts
+from discern.data.processed import LEFT_OUT
+from discern.data.scaling import cell_numbers, sample_counts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError
 from discern.metrics.latent_space import add_distance, training_cells
@@ -22,14 +23,13 @@ from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
     import pandas as pd
 
     from discern.data.processed import DISCERNData
-    from discern.metrics.trust import Coding
     from discern.model.trained import TrainedNetwork
 
 
@@ -42,12 +42,14 @@ class EncodedCells:
         batch_onehot: Their own batches, (n_cells, n_batches).
         latent: Latent codes, (n_cells, n_latent).
         sigma: Logarithm of the standard deviation of their noise, (n_cells, n_latent).
+        numbers: What the draws of a cell depend on, see `discern.data.scaling.cell_numbers`, (n_cells,).
     """
 
     obs: pd.DataFrame
     batch_onehot: npt.NDArray[np.float32]
     latent: npt.NDArray[np.float32]
     sigma: npt.NDArray[np.float32]
+    numbers: npt.NDArray[np.uint64]
 
     @classmethod
     def of(cls, trained: TrainedNetwork, data: DISCERNData) -> Self:
@@ -61,9 +63,13 @@ class EncodedCells:
         if trained.batches is not None:
             obs = obs.assign(batch=obs["batch"].cat.set_categories(list(trained.batches)))
         batch_onehot = np_one_hot(obs["batch"].array)
-        with progress.phase("encoding"):
-            latent, sigma = trained.encode(data.X, batch_onehot)
-        return cls(obs, batch_onehot, latent, sigma)
+        parts = [
+            (chunk.latent, chunk.sigma, cell_numbers(chunk.counts))
+            for chunk in progress.track(
+                trained.encoded_chunks(data.X, batch_onehot), "encoding", -(-data.n_obs // CHUNK_SIZE)
+            )
+        ]
+        return cls(obs, batch_onehot, *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     @cached_property
     def batches(self) -> list[str]:
@@ -87,9 +93,14 @@ class Decoded(NamedTuple):
     counts: npt.NDArray[np.float32]
     detection: npt.NDArray[np.float32]
 
-    def sampled(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """Keep each estimate with its detection probability; the draws do not depend on the size of the chunks."""
-        return sample_counts(self.counts, self.detection, seed=rng)
+    def sampled(self, numbers: npt.NDArray[np.uint64], seed: int = 0) -> npt.NDArray[np.float32]:
+        """Keep each estimate with its detection probability; the draws of a cell do not depend on other cells.
+
+        Args:
+            numbers: See `EncodedCells`, those of these cells.
+            seed: Of the draws.
+        """
+        return sample_counts(self.counts, self.detection, seed=seed, cells=numbers)
 
 
 def decoded_chunks(
@@ -106,23 +117,120 @@ def decoded_chunks(
     return itertools.starmap(Decoded, trained.decode(latent, targets, CHUNK_SIZE))
 
 
+Trust: TypeAlias = "tuple[npt.NDArray[np.float32], dict[str, int | str]]"
+"""The trust in each gene, (n_genes,), and which cells it was found with."""
+
+
+class Judge(Protocol):
+    """Says what labels cells are decoded with, and how far to believe the result."""
+
+    def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
+        """Return the labels to decode with, (n_cells, n_batches)."""
+        ...
+
+    def calibration(self, column: str | None, value: str | None) -> Calibration:
+        """Return what gives the intervals of a projection to one batch.
+
+        Raises:
+            InvalidInputError: If it is no such projection, or there are too few cells to learn from.
+        """
+        ...
+
+    def annotate(self, result: anndata.AnnData, reference: str | None) -> None:
+        """Add to obs how far cells are from a batch, and to var how far to believe genes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnCells:
+    """Judges by the cells that are projected themselves: those of an experiment.
+
+    Attributes:
+        trained: The network.
+        cells: The cells, encoded.
+        data: They as measured.
+    """
+
+    trained: TrainedNetwork
+    cells: EncodedCells
+    data: DISCERNData
+
+    def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
+        """See `discern.model.targets.target_labels`."""
+        return target_labels(self.cells.obs, self.cells.batch_onehot, column, value)
+
+    def calibration(self, column: str | None, value: str | None) -> Calibration:
+        """See `discern.metrics.trust.calibrate`."""
+        return calibrate(self.data.X, Unseen.of(self.cells.obs, interval_batch(column, value)), self._rebuild)
+
+    def annotate(self, result: anndata.AnnData, reference: str | None) -> None:
+        """See `discern.metrics.latent_space.add_distance` and `discern.metrics.trust.gene_trust`."""
+        if reference is not None and training_cells(result.obs, reference).sum() > 1:
+            add_distance(result, reference)
+        note_trust(result, self.trust(reference))
+
+    def trust(self, reference: str | None) -> Trust:
+        """Return how far to believe each gene, by cells of a batch, or of all."""
+        if reference not in self._trust:
+            self._trust[reference] = self._found_trust(reference)
+        return self._trust[reference]
+
+    @cached_property
+    def _trust(self) -> dict[str | None, Trust]:
+        """What was found: targets have references in common."""
+        return {}
+
+    def _found_trust(self, reference: str | None) -> Trust:
+        unseen = Unseen.of(self.cells.obs, reference)
+        tell_split(unseen, "var discern_trust")
+        if unseen is None:
+            return np.full(self.data.n_vars, np.nan, dtype=np.float32), {"cells": 0}
+        values = gene_trust(self.data.X, unseen, self.cells.batch_onehot.argmax(axis=1), self._rebuild)
+        return values, {"cells": len(unseen.rows), "split": unseen.split}
+
+    def _rebuild(
+        self, expression: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        latent, _ = self.trained.encode(expression, self.cells.batch_onehot[rows])
+        chunks = self.trained.decode(latent, self.cells.batch_onehot[rows])
+        counts, detection = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        return counts, detection
+
+
+def interval_batch(column: str | None, value: str | None) -> str:
+    """Return the batch that a projection goes to; an InvalidInputError if it is not one."""
+    if column != "batch" or not value:
+        raise InvalidInputError(
+            "intervals are of a new measurement of the cell by one batch's technology: project to batch:NAME"
+        )
+    return value
+
+
+def note_trust(result: anndata.AnnData, trust: Trust) -> None:
+    """Write into var how far to believe each gene, and into uns by which cells."""
+    result.var["discern_trust"] = trust[0]
+    result.uns["discern_trust"] = dict(trust[1])
+
+
 def reconstruct(
     trained: TrainedNetwork,
     data: DISCERNData,
-    column: str | None,
-    value: str | None,
+    cells: EncodedCells,
+    judge: Judge,
+    target: tuple[str | None, str | None],
     seed: int = 0,
     store_sigmas: bool = False,
     intervals: bool = False,
 ) -> anndata.AnnData:
-    """Decode cells in memory; see `discern.DISCERN.reconstruct`."""
-    cells = EncodedCells.of(trained, data)
-    batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
-    calibration = _calibration(trained, cells, data, column, value) if intervals else None
-    result = _without_matrices(cells, data, column, value, store_sigmas, partial(_trust, trained, cells, data))
-    rng = np.random.default_rng(seed)
-    chunks = [(*chunk, chunk.sampled(rng)) for chunk in decoded_chunks(trained, cells.latent, batch_onehot)]
-    counts, detection, sampled = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    """Decode cells in memory; see `discern.DISCERN.reconstruct` and, for the arguments, `project`."""
+    batch_onehot = judge.labels(*target)
+    calibration = judge.calibration(*target) if intervals else None
+    result = _without_matrices(cells, data, judge, target, store_sigmas)
+    parts = []
+    for begin, chunk in enumerate(decoded_chunks(trained, cells.latent, batch_onehot)):
+        numbers = cells.numbers[begin * CHUNK_SIZE : (begin + 1) * CHUNK_SIZE]
+        parts.append((*chunk, chunk.sampled(numbers, seed)))
+    counts, detection, sampled = (np.concatenate(part) for part in zip(*parts, strict=True))
     result.X = sampled
     result.layers["estimated_counts"] = counts
     result.layers["estimated_dropouts"] = detection
@@ -136,37 +244,38 @@ def reconstruct(
 def project(
     trained: TrainedNetwork,
     data: DISCERNData,
+    cells: EncodedCells,
+    judge: Judge,
     targets: Mapping[str, tuple[str | None, str | None]],
     folder: Path,
     output: OutputFormat,
     seed: int = 0,
     store_sigmas: bool = False,
 ) -> list[Path]:
-    """Encode cells once and write a file for each target; see `discern.DISCERN.project_to_metadata`.
+    """Write a file for each target; see `discern.DISCERN.project_to_metadata`.
 
     Args:
         trained: The network.
         data: Processed cells.
+        cells: The same, encoded.
+        judge: Says how far to believe the result: `OwnCells`, or for new cells what is known of an experiment's.
         targets: Name of the file -> obs column and its value.
         folder: Where the files go.
         output: What they hold.
         seed: Of the draws of X.
         store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
     """
-    cells = EncodedCells.of(trained, data)
     calibrations: dict[str, Calibration] = {}
     if set(INTERVALS) & set(output.layers):
-        calibrations = {name: _calibration(trained, cells, data, *target) for name, target in targets.items()}
-    trust = cache(partial(_trust, trained, cells, data))  # targets have references in common
+        calibrations = {name: judge.calibration(*target) for name, target in targets.items()}
     written: list[Path] = []
-    for name, (column, value) in targets.items():
+    for name, target in targets.items():
         path = folder / name
-        batch_onehot = target_labels(cells.obs, cells.batch_onehot, column, value)
         count = -(-len(cells.latent) // CHUNK_SIZE)
         chunks = _written_chunks(
-            trained, cells, data, batch_onehot, output.layers, np.random.default_rng(seed), calibrations.get(name)
+            trained, cells, data, judge.labels(*target), output.layers, seed, calibrations.get(name)
         )
-        empty = _without_matrices(cells, data, column, value, store_sigmas, trust)
+        empty = _without_matrices(cells, data, judge, target, store_sigmas)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
     return written
@@ -178,72 +287,29 @@ def _written_chunks(
     data: DISCERNData,
     batch_onehot: npt.NDArray[np.float32],
     layers: Sequence[str],
-    rng: np.random.Generator,
+    seed: int,
     calibration: Calibration | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     measured = iter_blocks(data.X, CHUNK_SIZE) if "measured" in layers else itertools.repeat((None, None))
-    for decoded, (_, own) in zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False):
+    decoding = zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False)
+    for number, (decoded, (_, own)) in enumerate(decoding):
         chunk = {"estimated_counts": decoded.counts, "estimated_dropouts": decoded.detection, "measured": own}
         if calibration is not None:
             chunk |= zip(INTERVALS, calibration.interval(*decoded), strict=True)
         if "X" in layers:
-            chunk["X"] = decoded.sampled(rng)
+            chunk["X"] = decoded.sampled(cells.numbers[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE], seed)
         yield {layer: chunk[layer] for layer in layers}
 
 
-Trust: TypeAlias = "tuple[npt.NDArray[np.float32], dict[str, int | str]]"
-"""The trust in each gene, (n_genes,), and which cells it was found with."""
-
-
 def _without_matrices(
-    cells: EncodedCells,
-    data: DISCERNData,
-    column: str | None,
-    value: str | None,
-    store_sigmas: bool,
-    trust: Callable[[str | None], Trust],
+    cells: EncodedCells, data: DISCERNData, judge: Judge, target: tuple[str | None, str | None], store_sigmas: bool
 ) -> anndata.AnnData:
-    uns = {key: value for key, value in data.uns.items() if key != "fixed_scaling"}
+    column, value = target
+    uns = {key: part for key, part in data.uns.items() if key not in ("fixed_scaling", LEFT_OUT)}
     if column is not None:
         uns["DISCERN"] = {**uns["DISCERN"], "projected_to": {"column": column, "value": value or ""}}
     obsm = {"X_DISCERN": cells.latent} | ({"X_DISCERN_sigma": cells.sigma} if store_sigmas else {})
     result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
-    reference = value if column == "batch" and value else None
-    if reference is not None and training_cells(result.obs, reference).sum() > 1:
-        add_distance(result, reference)
-    result.var["discern_trust"], found_with = trust(reference)
-    result.uns["discern_trust"] = dict(found_with)
+    judge.annotate(result, value if column == "batch" and value else None)
     give_back(result)
     return result
-
-
-def _trust(trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, reference: str | None) -> Trust:
-    unseen = Unseen.of(cells.obs, reference)
-    tell_split(unseen, "var discern_trust")
-    if unseen is None:
-        return np.full(data.n_vars, np.nan, dtype=np.float32), {"cells": 0}
-    values = gene_trust(data.X, unseen, cells.batch_onehot.argmax(axis=1), _auto_encoding(trained, cells))
-    return values, {"cells": len(unseen.rows), "split": unseen.split}
-
-
-def _calibration(
-    trained: TrainedNetwork, cells: EncodedCells, data: DISCERNData, column: str | None, value: str | None
-) -> Calibration:
-    """Return what gives the intervals of a projection to one batch; see `discern.metrics.trust.calibrate`."""
-    if column != "batch" or not value:
-        raise InvalidInputError(
-            "intervals are of a new measurement of the cell by one batch's technology: project to batch:NAME"
-        )
-    return calibrate(data.X, Unseen.of(cells.obs, value), _auto_encoding(trained, cells))
-
-
-def _auto_encoding(trained: TrainedNetwork, cells: EncodedCells) -> Coding:
-    def rebuild(
-        expression: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        latent, _ = trained.encode(expression, cells.batch_onehot[rows])
-        chunks = trained.decode(latent, cells.batch_onehot[rows])
-        counts, detection = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-        return counts, detection
-
-    return rebuild

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,12 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    from scipy import sparse
 
     from discern.data.chunks import Matrix
     from discern.networks.autoencoder import WAE
 
 CHUNK_SIZE = 512
 """Cells that go through the network at once."""
+
+
+class EncodedChunk(NamedTuple):
+    """Some cells, encoded.
+
+    Attributes:
+        rows: Which cells.
+        counts: They as measured, log-normalised, (n_chunk, n_genes).
+        latent: Latent codes, (n_chunk, n_latent).
+        sigma: Logarithm of the standard deviation of their noise, (n_chunk, n_latent).
+    """
+
+    rows: slice
+    counts: sparse.csr_matrix
+    latent: npt.NDArray[np.float32]
+    sigma: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +139,22 @@ class TrainedNetwork:
         Returns:
             Latent codes and the logarithm of the standard deviation of their noise, (n_cells, n_latent) each.
         """
-        encode, _ = self._functions
         latent = np.empty((counts.shape[0], self.n_latent), dtype=np.float32)
         sigma = np.empty_like(latent)
+        for chunk in self.encoded_chunks(counts, batch_onehot, chunk_size):
+            latent[chunk.rows], sigma[chunk.rows] = chunk.latent, chunk.sigma
+        return latent, sigma
+
+    def encoded_chunks(
+        self, counts: Matrix, batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE
+    ) -> Iterator[EncodedChunk]:
+        """Encode cells, chunk by chunk; see `encode`."""
+        encode, _ = self._functions
         for rows, chunk in iter_blocks(counts, chunk_size):
             codes, deviations = encode(
                 tf.constant(chunk.toarray(), tf.float32), tf.constant(batch_onehot[rows], tf.float32)
             )
-            latent[rows], sigma[rows] = codes.numpy(), deviations.numpy()
-        return latent, sigma
+            yield EncodedChunk(rows, chunk, codes.numpy(), deviations.numpy())
 
     def decode(
         self, latent: npt.NDArray[np.float32], batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE

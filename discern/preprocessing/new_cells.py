@@ -14,11 +14,11 @@ from scipy import sparse
 
 from discern.config.reading import load_parameters
 from discern.data.chunks import is_lazy, iter_blocks
-from discern.data.processed import DISCERNData
-from discern.errors import InvalidInputError
+from discern.data.processed import LEFT_OUT, DISCERNData
+from discern.errors import InvalidInputError, nearest
 from discern.folder.layout import ExperimentFolder
 from discern.inputs.gene_matching import match
-from discern.inputs.merging import BatchColumn, batch_key, sources
+from discern.inputs.merging import BatchColumn, Source, batch_key, listed, sources
 from discern.preprocessing.recipe import WAERecipe
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 _SHOWN = 10
+_MOST_MISSING = 0.2
+_NEW = "new"
+_OF_EXPERIMENT = ("mmd_kernel", "common_genes_count")
+_ANY_SOURCE = Source()
 _HIGHEST_LOGGED = 30
 """Higher than the logarithm of any count."""
 
@@ -204,6 +208,163 @@ class OnlineWAERecipe(WAERecipe):
 
     def _record_dispersions(self) -> None:
         """Do nothing: the dispersions are the reference's."""
+
+
+class ProjectionRecipe(OnlineWAERecipe):
+    """Preprocessing of new cells that are to be projected only: nothing is learnt from them.
+
+    Cells are filtered as they would be if they were in the experiment from the start, by all genes that its cells were
+    filtered by, and scaled to its library size; they get its genes and what is known of these.
+
+    Args:
+        genes: var of the experiment's processed cells.
+        uns: uns of these.
+        params: The experiment's parameters.
+        name: What messages call the new cells; the name of their file.
+        cells: The new cells; raw counts, not modified.
+        source: Where their batch stands, see `discern.inputs.merging.Source`.
+        batch: The batch of all of them, one that the experiment has, whatever they say themselves; None to ask them.
+        as_batch: The batch that cells of batches that the experiment does not have are encoded as; None for an error.
+
+    Attributes:
+        own_batch: What the cells say themselves is their batch, after `__call__`; in `sc_raw` it is what they are
+            encoded as.
+
+    Raises:
+        InvalidInputError: If a batch is unknown, more than a fifth of the genes are missing, or the counts are not raw.
+
+    Example:
+        >>> from discern.datasets import lung_cell_lines
+        >>> celseq2, dropseq = (ad.read_h5ad(path)[:60].copy() for path in lung_cell_lines().values())
+        >>> parameters = {"filtering": {"min_genes": 10, "min_cells": 3}, "scale": {"LSN": 20000}}
+        >>> known = WAERecipe(parameters, {"old": celseq2})().sc_raw
+        >>> new = ProjectionRecipe(known.var, known.uns, parameters, "later", celseq2[:20], Source("batch"))()
+        >>> bool(abs(new.sc_raw.X - known.X[:20]).max() < 1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        genes: pd.DataFrame,
+        uns: Mapping[str, Any],
+        params: Mapping[str, Any],
+        name: str,
+        cells: ad.AnnData,
+        source: Source = _ANY_SOURCE,
+        batch: str | None = None,
+        as_batch: str | None = None,
+    ) -> None:
+        keys = uns["DISCERN"]["batch_key"]
+        known = [str(keys[code]) for code in sorted(keys, key=int)]
+        for option, chosen in (("batch", batch), ("as_batch", as_batch)):
+            if chosen is not None and chosen not in known:
+                raise InvalidInputError(
+                    f"{option} {chosen!r}: the model knows no such batch{nearest(chosen, known)}; it knows "
+                    f"{', '.join(map(repr, known))}"
+                )
+        self._known, self._batch, self._as_batch = known, batch, as_batch
+        without_cells = ad.AnnData(
+            obs=pd.DataFrame({"batch": pd.Categorical([], categories=known)}), var=genes.copy(), uns=dict(uns)
+        )
+        super().__init__(without_cells, params, {name: cells}, {name: source if batch is None else Source(False)})
+        self.own_batch = self.sc_raw.obs["batch"]
+        self._check_batches(name)
+
+    def __call__(self) -> ProjectionRecipe:
+        """Do what `OnlineWAERecipe` does, but for all that only training needs.
+
+        Returns:
+            The recipe itself, with the processed cells in `sc_raw`.
+        """
+        self.filtering(**self.params["filtering"])
+        self.celltypes()
+        if "LSN" in self.params.get("scale", {}):
+            self.scaling(self.params["scale"]["LSN"])
+        obs = self.sc_raw.obs
+        obs["split"], obs["for_mmd"] = pd.Categorical([_NEW] * len(obs)), False
+        self.sc_raw.var = self._reference.var.copy()
+        self._log1p()
+        self.mean_var_scaling()
+        config = self._reference.uns["DISCERN"]
+        renamed = {part: dict(names) for part, names in config.get("user_columns", {}).items() if part == "var"}
+        renamed |= {part: names for part, names in self.config.get("user_columns", {}).items() if part == "obs"}
+        self.config.update({key: config[key] for key in _OF_EXPERIMENT if key in config})
+        self.config.pop("user_columns", None)
+        if renamed:
+            self.config["user_columns"] = renamed
+        return self
+
+    def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
+        merged = super()._merged(inputs, columns)
+        if self._batch is not None:
+            merged.obs["batch"] = pd.Categorical([self._batch] * merged.n_obs)
+        return merged
+
+    def _aligned(self, name: str, adata: ad.AnnData) -> ad.AnnData:
+        """Return the cells with the experiment's genes in its order, and after them those that it left out."""
+        _check_raw(name, adata)
+        genes, left_out = self._reference.var_names, self._reference.uns.get(LEFT_OUT, pd.DataFrame())
+        adata = _named_alike(name, adata, pd.concat([self._reference.var, left_out]))
+        missing = genes[~genes.isin(adata.var_names)]
+        if len(missing) > _MOST_MISSING * len(genes):
+            raise InvalidInputError(
+                f"{name}: lacks {len(missing):,} of the {len(genes):,} genes of the model, more than "
+                f"{_MOST_MISSING:.0%}: expected names or ids like {', '.join(genes[:2])}, its own are like "
+                f"{', '.join(map(str, adata.var_names[:2]))}; give it all genes that were counted, under the names of "
+                "the model or with them in a column of var"
+            )
+        if len(missing):
+            _LOGGER.warning(
+                "%s: %s of the %s genes of the model are missing and taken as zero: %s",
+                *(name, f"{len(missing):,}", f"{len(genes):,}", listed(list(missing))),
+            )
+        others = left_out.index[left_out.index.isin(adata.var_names)]
+        wanted = pd.Index([*genes, *others])
+        if not len(missing):
+            return adata if adata.var_names.equals(wanted) else adata[:, wanted]
+        names = pd.Index([*adata.var_names, *missing])
+        return ad.AnnData(_widened(adata.X, len(names)), obs=adata.obs, var=pd.DataFrame(index=names))[:, wanted]
+
+    def _check_batches(self, name: str) -> None:
+        """Raise InvalidInputError if cells are of a batch that the model does not know, and nothing says what to do."""
+        sizes = self.own_batch.value_counts()
+        unknown = [str(batch) for batch in sizes.index if str(batch) not in self._known]
+        if not unknown:
+            return
+        cells = f"{int(sizes[unknown].sum()):,} cells of {listed(unknown)}"
+        if self._as_batch is None:
+            raise InvalidInputError(
+                f"{name}: {cells}: the model knows only the batches {listed(self._known)}. If they are cells of one of "
+                "these, name it (--batch B, or --batch-column for the obs column that holds it); train on new ones "
+                f"with `discern onlinetraining`, or have them encoded as though they were of a known one: --as-batch "
+                f"{self._known[0]}"
+            )
+        _LOGGER.warning("%s: %s are encoded as though they were of %r", name, cells, self._as_batch)
+
+    def filtering(self, min_genes: int, *unused_args: Any, **unused_kwargs: Any) -> None:
+        """Keep the cells that have enough genes, as many as the experiment's own; its genes are kept.
+
+        Args:
+            min_genes: A cell is kept if it has at least so many genes.
+            unused_args: Ignored.
+            unused_kwargs: Ignored.
+        """
+        WAERecipe.filtering(self, min_genes, min_cells=0)
+        cells, n_genes = self.sc_raw, self._reference.n_vars
+        X = cells.X if cells.n_vars == n_genes else cells.X[:, :n_genes]
+        var = pd.DataFrame(index=self._reference.var_names)
+        self.sc_raw = self._of_recipe(ad.AnnData(X=X, obs=cells.obs, var=var, uns=cells.uns))
+        self.fix_batch_labels()
+
+    def fix_batch_labels(self) -> None:
+        """Set the batch of each cell to that which it is encoded as, one of the model's."""
+        obs = self.sc_raw.obs
+        self.own_batch = obs["batch"]
+        encoded = obs["batch"].astype(str)
+        if self._as_batch is not None:
+            encoded = encoded.where(encoded.isin(self._known), self._as_batch)
+        obs["batch"] = pd.Categorical(encoded, categories=self._known)
+        self.config["batch_key"] = batch_key(self._known)
 
 
 def _check_raw(name: str, adata: ad.AnnData) -> None:

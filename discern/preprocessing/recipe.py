@@ -21,7 +21,7 @@ from scipy import sparse
 from discern.config.reading import canonical_experiment, check_experiment, load_parameters, read_json
 from discern.data.annotation import as_text, check_columns
 from discern.data.chunks import is_lazy, track_blocks
-from discern.data.processed import FORMAT, DISCERNData
+from discern.data.processed import FORMAT, LEFT_OUT, DISCERNData
 from discern.data.records import write_records
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError
@@ -215,12 +215,15 @@ class WAERecipe:
         X = X if genes.all() else X[:, np.flatnonzero(genes)]
         obs, var = adata.obs[cells].copy(), adata.var[genes].copy()
         obs["n_genes"], var["n_cells"] = n_genes[cells], n_cells[genes]
+        left_out = _names_of_genes(adata.var[~genes], adata.uns.get(LEFT_OUT))
         lost = sorted(set(obs["batch"].cat.categories) - set(obs["batch"]))
         if lost:
             warnings.warn(f"no cell of the batches {lost} has {min_genes} genes: they are left out", stacklevel=2)
         for column in obs.select_dtypes("category"):
             obs[column] = obs[column].cat.remove_unused_categories()
         uns = {**adata.uns, "DISCERN": {**self.config, "batch_key": batch_key(obs["batch"].cat.categories)}}
+        if len(left_out):
+            uns[LEFT_OUT] = left_out
         self.sc_raw = self._of_recipe(ad.AnnData(X=X, obs=obs, var=var, uns=uns))
 
     @property
@@ -555,6 +558,12 @@ def _not_counts(values: np.ndarray) -> tuple[np.ndarray, str] | None:
     if values.size and (smallest := values.min()) < 0:
         return values < 0, f"negative, the smallest is {smallest:g}"
     return None
+
+
+def _names_of_genes(var: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
+    """Return genes with those columns of their annotation that are text, after others that were left out before."""
+    names = var[[column for column in var if not pd.api.types.is_numeric_dtype(var[column].dtype)]]
+    return names.copy() if before is None else pd.concat([before, names])
 
 
 def _totals(block: sparse.csr_matrix) -> np.ndarray:

@@ -176,7 +176,9 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
 
     from discern.data.annotation import np_one_hot
     from discern.data.chunks import iter_blocks
+    from discern.data.scaling import cell_numbers
     from discern.model.projection import decoded_chunks
+    from discern.model.trained import CHUNK_SIZE
 
     chosen = np.flatnonzero(data.obs["for_mmd"].to_numpy(dtype=bool)) if "for_mmd" in data.obs else np.empty(0, int)
     batch = data.obs["batch"].iloc[chosen]
@@ -190,12 +192,16 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
     cells = sparse.vstack([block for _, block in iter_blocks(data.X[chosen], _CELLS)], format="csr")
     real = np.concatenate([space.project(block) for _, block in iter_blocks(cells, _CELLS)])
     latent, _ = trained.encode(cells, np_one_hot(batch.array), _CELLS)
-    generator = np.random.default_rng(0)
+    numbers = cell_numbers(cells)
     sigma = float(data.config["mmd_kernel"]["all"])
     found: dict[str, list[float]] = {name: [] for name in CELL_METRICS}
     for target in targets:
         label = np_one_hot(pd.Categorical([target], categories=batch.cat.categories))
-        chunks = [space.project(chunk.sampled(generator)) for chunk in decoded_chunks(trained, latent, label)]
+        decoded = decoded_chunks(trained, latent, label)
+        chunks = [
+            space.project(chunk.sampled(numbers[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE]))
+            for number, chunk in enumerate(decoded)
+        ]
         projected, own = np.concatenate(chunks), (batch == target).to_numpy()
         if not np.isfinite(projected).all():
             return dict.fromkeys(CELL_METRICS, math.inf)

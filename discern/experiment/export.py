@@ -1,0 +1,94 @@
+"""Write the model of an experiment into one file that can be given away."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.errors import InvalidInputError
+from discern.experiment.folder import load_experiment, require_model, setup_exp
+from discern.folder.layout import ExperimentFolder
+from discern.folder.locks import locked
+from discern.model import exported
+from discern.model.known import of_experiment
+from discern.runtime.foreign import check_file, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from discern.model.known import Known
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def export(exp_folder: Path, file: Path, made_by: str, licence: str | None = None) -> Path:
+    """Write parameters, genes, batches, statistics of genes, weights and a model card into one file; no cells.
+
+    Of the cells that were trained on, it has for each batch the directions of at most 10,000 latent codes, without
+    names, which distances are measured to.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        file: The file to write, `.discern`; must not be there yet.
+        made_by: Program and version; goes into its card.
+        licence: Under which it is given away; goes into its card.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If there is no model, or something of that name is there.
+    """
+    exp_folder, file = Path(exp_folder), Path(file)
+    if file.suffix != exported.SUFFIX:
+        raise InvalidInputError(f"{file}: expected a name that ends in {exported.SUFFIX}")
+    if file.exists() or file.is_symlink():
+        raise InvalidInputError(f"{file} is there already: remove it or give another name")
+    model, parameters = setup_exp(exp_folder)
+    require_model(exp_folder)
+    with locked(exp_folder):
+        model.restore_model(ExperimentFolder(exp_folder).job)
+        data = load_experiment(exp_folder, None, batch_size=1)
+        model.prepare_projection(data)
+        batches = [str(name) for name in data.obs["batch"].cat.categories]
+        known = of_experiment(exp_folder, model.trained, [None, *batches], lambda: data)
+        card = {"made_by": made_by, "licence": licence, **_card(exp_folder, model.start_step, known)}
+    exported.write(file, model.trained, parameters, known, card)
+    return file
+
+
+def _card(exp_folder: Path, epochs: int, known: Known) -> dict[str, Any]:
+    """Return what a reader wants to know of a model."""
+    config = known.uns["DISCERN"]
+    total = int(config.get("total_count", 0))
+    cells = {name: round(float(ratio) * total) for name, ratio in config.get("batch_ratios", {}).items()}
+    kept = {name: seen.yardstick for name, seen in known.seen.items() if name is not None}
+    return {
+        "exported": datetime.now(UTC).date().isoformat(),
+        "trained_on": {
+            "cells": total,
+            "training_cells": int(config.get("total_train_count", 0)),
+            "genes": len(known.genes),
+            "epochs": epochs,
+            "cells_of_batches": cells,
+        },
+        "latent_codes_kept": {name: 0 if part is None else len(part.directions) for name, part in kept.items()},
+        "evaluation": _evaluation(ExperimentFolder(exp_folder).evaluation / "evaluation.json", epochs),
+    }
+
+
+def _evaluation(file: Path, epochs: int) -> Mapping[str, Any] | None:
+    """Return the figures of `discern evaluate`, if they are of this model."""
+    if not file.is_file():
+        _LOGGER.info("no figures of `discern evaluate` go into the model card: there are none yet")
+        return None
+    check_file(file)
+    with reading(file, "cannot be read", "run `discern evaluate` again"):
+        figures = json.loads(file.read_text())
+        if figures.get("epoch") == epochs:
+            return {key: value for key, value in figures.items() if key != "experiment"}
+    _LOGGER.warning("%s: is of another model, after epoch %s; it does not go into the card", file, figures.get("epoch"))
+    return None

@@ -1,0 +1,125 @@
+"""Project cells that the model has not seen, with an experiment or with a model that was given away."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from discern.data.chunks import memory_budget
+from discern.errors import InvalidInputError
+from discern.experiment.folder import load_experiment, require_model, setup_exp
+from discern.folder.layout import ExperimentFolder
+from discern.inputs import raw_counts
+from discern.inputs.merging import Source
+from discern.inputs.readers import dataset_name, read_raw_input
+from discern.model import exported
+from discern.model.known import NewCells, genes_of_experiment, of_experiment
+from discern.model.projection import EncodedCells, project
+from discern.preprocessing.new_cells import ProjectionRecipe
+from discern.runtime.atomic import refuse_link
+from discern.runtime.devices import start_tensorflow
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import anndata as ad
+
+    from discern.experiment.new_input import NewInput, Wanted
+    from discern.model.estimator import DISCERN
+    from discern.model.known import Known
+
+_LOGGER = logging.getLogger(__name__)
+
+
+_IN_MEMORY = 2**28  # bytes of counts; more are read block by block
+
+
+def project_new_cells(exp_folder: Path, new: NewInput, wanted: Wanted) -> list[Path]:
+    """Project new cells with the model of an experiment; nothing is trained, its own cells stay as they are.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        new: The cells.
+        wanted: What to project them to.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: If there is no model, or the cells do not fit it; nothing is written then.
+    """
+    exp_folder = Path(exp_folder)
+    model, experiment = setup_exp(exp_folder)
+    require_model(exp_folder)
+    known = genes_of_experiment(ExperimentFolder(exp_folder))
+    targets = wanted.targets(known.batches)
+    recipe = read_new_cells(new, known, experiment)
+    model.restore_model(ExperimentFolder(exp_folder).job)
+    known = of_experiment(
+        exp_folder, model.trained, _references(targets), lambda: load_experiment(exp_folder, None, batch_size=1)
+    )
+    return _write(model, known, recipe, targets, new.output or _folder(exp_folder, new), wanted)
+
+
+def project_with_model(file: Path, new: NewInput, wanted: Wanted) -> list[Path]:
+    """Project new cells with a model that `discern export` wrote; see `project_new_cells`."""
+    if new.output is None:
+        raise InvalidInputError("--model: expected --output as well, the folder for the results")
+    model = exported.read(file)
+    start_tensorflow(None, None)
+    targets = wanted.targets(model.known.batches)
+    recipe = read_new_cells(new, model.known, model.parameters)
+    return _write(exported.estimator(model), model.known, recipe, targets, new.output, wanted)
+
+
+def _folder(exp_folder: Path, new: NewInput) -> Path:
+    folder = ExperimentFolder(exp_folder).projected / dataset_name(new.file)
+    refuse_link(folder.parent)
+    refuse_link(folder)
+    return folder
+
+
+def _references(targets: Mapping[str, tuple[str | None, str | None]]) -> list[str | None]:
+    """Return the batches that cells are decoded as, None for others than one batch."""
+    return list(dict.fromkeys(value or None for _, value in targets.values()))
+
+
+def read_new_cells(new: NewInput, known: Known, experiment: Mapping[str, Any]) -> ProjectionRecipe:
+    """Read raw cells, find the model's genes in them and their batches; they are not processed yet."""
+    cells = _read(new.file, frozenset(known.genes.index))
+    source = Source(new.batch_column)
+    return ProjectionRecipe(known.genes, known.uns, experiment, str(new.file), cells, source, new.batch, new.as_batch)
+
+
+def _read(path: Path, genes: Collection[str]) -> ad.AnnData:
+    layer = raw_counts.suggested(path)
+    if layer is not None:
+        _LOGGER.info("%s: X holds no raw counts; they are taken from %s", path, raw_counts.shown(layer))
+    cells = read_raw_input(path, min(_IN_MEMORY, memory_budget()), layer, genes)
+    try:
+        raw_counts.check(str(path), path, cells.X, layer)
+    except InvalidInputError:
+        if other := raw_counts.places(path):
+            raise InvalidInputError(
+                f"{path}: expected raw counts in X, or in a layer of a usual name such as 'counts'; "
+                f"{' and '.join(map(raw_counts.shown, other))} may hold them: put them into X"
+            ) from None
+        raise
+    return cells
+
+
+def _write(
+    model: DISCERN,
+    known: Known,
+    recipe: ProjectionRecipe,
+    targets: Mapping[str, tuple[str | None, str | None]],
+    folder: Path,
+    wanted: Wanted,
+) -> list[Path]:
+    data = recipe().sc_raw
+    cells = EncodedCells.of(model.trained, data)
+    judge = NewCells(known, cells, recipe.own_batch)
+    return project(
+        model.trained, data, cells, judge, targets, folder, wanted.output, model.seed or 0, wanted.store_sigmas
+    )
