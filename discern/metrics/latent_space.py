@@ -175,7 +175,8 @@ class Yardstick:
         directions = _directions(latent)
         k = min(NEIGHBOURS, len(self.directions) - 1)
         own = _neighbours(self.directions, k, directions)[0].mean(axis=1).astype(np.float32)
-        return _smoothed(own, directions, batches, np.random.default_rng(seed)) / np.float32(self.unit)
+        found = _smoothed(own, directions, batches, np.random.default_rng(seed)) / self.unit
+        return found.astype(np.float32)
 
 
 def _line(distance: npt.NDArray, obs: pd.DataFrame, reference: str, training: npt.NDArray) -> tuple[float, str]:
