@@ -151,10 +151,9 @@ class TrainedNetwork:
         """Encode cells, chunk by chunk; see `encode`."""
         encode, _ = self._functions
         for rows, chunk in iter_blocks(counts, chunk_size):
-            codes, deviations = encode(
-                tf.constant(chunk.toarray(), tf.float32), tf.constant(batch_onehot[rows], tf.float32)
-            )
-            yield EncodedChunk(rows, chunk, codes.numpy(), deviations.numpy())
+            n = chunk.shape[0]
+            codes, deviations = encode(_filled(chunk.toarray(), chunk_size), _filled(batch_onehot[rows], chunk_size))
+            yield EncodedChunk(rows, chunk, codes.numpy()[:n], deviations.numpy()[:n])
 
     def decode(
         self, latent: npt.NDArray[np.float32], batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE
@@ -172,7 +171,17 @@ class TrainedNetwork:
         _, decode = self._functions
         for begin in range(0, len(latent), chunk_size):
             rows = slice(begin, begin + chunk_size)
-            counts, dropouts = decode(
-                tf.constant(latent[rows], tf.float32), tf.constant(np.ascontiguousarray(batch_onehot[rows]), tf.float32)
-            )
-            yield counts.numpy(), dropouts.numpy()
+            n = len(latent[rows])
+            counts, dropouts = decode(_filled(latent[rows], chunk_size), _filled(batch_onehot[rows], chunk_size))
+            yield counts.numpy()[:n], dropouts.numpy()[:n]
+
+
+def _filled(cells: npt.NDArray, size: int) -> tf.Tensor:
+    """Return cells with rows of zeros after them, as many as other chunks have.
+
+    What a cell gets then does not depend, not even in its last digits, on how many cells came with it. Chunks of a size
+    of the caller's own are left as they are: it may be anything.
+    """
+    full = np.zeros((size if size == CHUNK_SIZE else len(cells), cells.shape[1]), dtype=np.float32)
+    full[: len(cells)] = cells
+    return tf.constant(full)
