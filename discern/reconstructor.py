@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import pandas as pd
 from anndata import AnnData
 
 from discern.config.presets import TEST_CELLS
@@ -19,14 +20,20 @@ from discern.data.processed import DISCERNData
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.experiment.folder import setup_exp
+from discern.experiment.online import train_further
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source, listed
 from discern.metrics.trust import check_enough_held_out
-from discern.model import history
+from discern.model import exported, history
 from discern.model.callbacks import DelayedEarlyStopping, TrainingProgress
 from discern.model.estimator import DISCERN
+from discern.model.known import Known, NewCells, SeenCells
+from discern.model.projection import EncodedCells, OwnCells
+from discern.model.projection import reconstruct as decode
+from discern.preprocessing.appending import joined
+from discern.preprocessing.new_cells import OnlineWAERecipe, ProjectionRecipe
 from discern.preprocessing.recipe import WAERecipe
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import clamp_cpus, start_tensorflow
@@ -180,10 +187,14 @@ class Reconstructor:
         self.data: DISCERNData | None = None
         self.estimator: DISCERN | None = None
         self.history: dict[str, list[float]] = {}
+        self._of_file: Known | None = None
+        self._seen: dict[str | None, SeenCells] = {}
 
     def __repr__(self) -> str:
-        if self.estimator is None or self.data is None:
+        if self.estimator is None:
             return f"<Reconstructor: preset {self.parameters.get('preset')}, not trained>"
+        if self.data is None:
+            return f"<Reconstructor without cells: {self.estimator!r}>"
         batches = listed(list(map(str, self.data.obs["batch"].cat.categories)))
         return (
             f"<Reconstructor: {self.data.n_obs:,} cells x {self.data.n_vars:,} genes, batches {batches}, trained for "
@@ -221,35 +232,53 @@ class Reconstructor:
         """Train as `discern train` does it, without its files and pictures."""
         training = self.parameters["training"]
         start_tensorflow(training.get("parallel_pc"), training.get("GPU"))
-        callbacks = [keras.callbacks.TerminateOnNaN(), TrainingProgress()]
-        if training.get("early_stopping"):
-            callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
         estimator = DISCERN.from_json(self.parameters)
+        callbacks = _callbacks(training)
         metrics = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
-        self.data, self.estimator, self.history = data, estimator, metrics.history
+        self._take(data, estimator, metrics.history)
+
+    def _take(self, data: DISCERNData, estimator: DISCERN, losses: dict[str, list[float]]) -> None:
+        self.data, self.estimator, self.history = data, estimator, losses
+        self._of_file, self._seen = None, {}
 
     def _fitted(self) -> tuple[DISCERN, DISCERNData]:
-        if self.estimator is None or self.data is None:
+        if self.estimator is None:
             raise InvalidInputError("there is no trained model yet: call fit or load first")
+        if self.data is None:
+            raise InvalidInputError(
+                "this model was exported and has no cells: give new ones, project(REFERENCE, adata=CELLS); for all "
+                "else load the experiment that it is of"
+            )
         return self.estimator, self.data
 
     def project(
         self,
         reference: str | None = None,
         *,
+        adata: ad.AnnData | None = None,
+        batch_key: str | None = "batch",
+        layer: str | None = None,
+        as_batch: str | None = None,
         column: str = "batch",
         store_sigmas: bool = False,
         intervals: bool = False,
     ) -> ad.AnnData:
-        """Decode the cells as if they had been measured otherwise, in memory.
+        """Decode cells as if they had been measured otherwise, in memory: those of `fit`, or new ones.
 
-        The same as `discern project --metadata COLUMN:REFERENCE`, and the layer `measured`. All matrices are dense,
-        n_cells x n_genes: for more cells than fit use `discern project` on the folder that `save` writes.
+        The same as `discern project --metadata COLUMN:REFERENCE`, with new cells as `discern project --input`, and the
+        layer `measured`. All matrices are dense, n_cells x n_genes: for more cells than fit use `discern project` on
+        the folder that `save` writes.
 
         Args:
             reference: The batch, or value of `column`, whose mean label all cells are decoded with; "" for the mean
-                label of each cell's own group in `column` (for `batch`, of all cells); None for each cell's own batch.
-            column: obs column of `reference`.
+                label of each cell's own group in `column` (for `batch`, of all cells of `fit`); None for each cell's
+                own batch.
+            adata: New cells of batches that the model knows, raw counts, (n_cells, n_genes); not modified. They are
+                filtered and scaled as those of `fit` were, and nothing is learnt from them.
+            batch_key: obs column with the batch of new cells; None if there is none.
+            layer: The layer with the raw counts of new cells, see `reconstruct`.
+            as_batch: The batch that new cells of unknown batches are encoded as though they were of; None for an error.
+            column: obs column of `reference`; `batch` for new cells.
             store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added, the log standard deviation of the latent codes.
             intervals: Whether intervals are added, see `reconstruct`; `column` must be `batch` then.
 
@@ -257,11 +286,99 @@ class Reconstructor:
             See `reconstruct`.
 
         Raises:
-            UnknownNameError: If the column does not exist.
-            InvalidInputError: If it has no such value, or there is no trained model.
+            UnknownNameError: If the column or layer does not exist.
+            InvalidInputError: If it has no such value, there is no trained model, or the new cells do not fit it.
         """
+        if adata is None:
+            estimator, data = self._fitted()
+            target = None if reference is None else column
+            return estimator.reconstruct(data, target, reference, store_sigmas, intervals)
+        if column != "batch":
+            raise InvalidInputError(f"column {column!r}: new cells are decoded as batches, column='batch'")
+        return self._project_new(
+            ProjectionRecipe(
+                *self._genes(),
+                self.parameters,
+                _IN_MEMORY,
+                _raw_counts(adata, layer),
+                Source(batch_key if batch_key is not None else False, "X"),
+                as_batch=as_batch,
+            ),
+            reference,
+            store_sigmas,
+            intervals,
+        )
+
+    def _genes(self) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+        """Return var and uns of the cells that the model has seen."""
+        if self._of_file is not None:
+            return self._of_file.genes, self._of_file.uns
+        _, data = self._fitted()
+        return data.var, data.uns
+
+    def _project_new(
+        self, recipe: ProjectionRecipe, reference: str | None, store_sigmas: bool, intervals: bool
+    ) -> ad.AnnData:
+        assert self.estimator is not None
+        target = (None if reference is None else "batch", reference)
+        known_batches = pd.DataFrame({"batch": pd.Categorical([], categories=Known(*self._genes()).batches)})
+        CheckMetaData(known_batches).check(("batch", reference))
+        known = self._known(reference or None)
+        data = recipe().sc_raw
+        cells = EncodedCells.of(self.estimator.trained, data)
+        judge = NewCells(known, cells, recipe.own_batch)
+        seed = self.estimator.seed or 0
+        return decode(self.estimator.trained, data, cells, judge, target, seed, store_sigmas, intervals)
+
+    def _known(self, reference: str | None) -> Known:
+        """Return what is known of the cells that the model has seen, of a batch or of all."""
+        if self._of_file is not None:
+            return self._of_file
         estimator, data = self._fitted()
-        return estimator.reconstruct(data, None if reference is None else column, reference, store_sigmas, intervals)
+        if reference not in self._seen:
+            own = OwnCells(estimator.trained, EncodedCells.of(estimator.trained, data), data)
+            self._seen[reference] = SeenCells.of(own, reference)
+        return Known(data.var, data.uns, self._seen)
+
+    def update(
+        self,
+        adata: ad.AnnData,
+        batch_key: str = "batch",
+        layer: str | None = None,
+        fill_missing_genes: bool = False,
+    ) -> Reconstructor:
+        """Learn new batches, and nothing else: reconstructions of old cells as old batches stay the same.
+
+        The same as `discern onlinetraining --freeze`. Afterwards `data` holds old and new cells.
+
+        Args:
+            adata: Raw counts of the new batches, (n_cells, n_genes). Not modified.
+            batch_key: obs column that holds the batch.
+            layer: The layer with the raw counts, see `reconstruct`.
+            fill_missing_genes: Whether genes that the new cells lack are taken as zero; else they are an error.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            UnknownNameError: If the layer or the obs column does not exist.
+            InvalidInputError: If there is no new batch, the cells cannot be used, or the training diverges; the model
+                is as it was then.
+        """
+        trained, reference = self._fitted()
+        recipe = OnlineWAERecipe(
+            reference,
+            self.parameters,
+            inputs={_IN_MEMORY: _raw_counts(adata, layer)},
+            input_files={_IN_MEMORY: Source(batch_key, "X")},
+            fill_missing_genes=fill_missing_genes,
+        )()
+        batch_size = self.parameters["training"]["batch_size"]
+        cells = DISCERNData(recipe.sc_raw, batch_size)
+        callbacks = _callbacks(self.parameters["training"])
+        estimator, metrics = train_further(trained, self.parameters, cells, True, callbacks)
+        self._take(DISCERNData(joined(cells, reference), batch_size), estimator, metrics.history)
+        return self
 
     def save(self, folder: str | Path) -> Path:
         """Write parameters, processed cells and model as an experiment, on which all commands work.
@@ -300,13 +417,16 @@ class Reconstructor:
         """Read what `save` or the commands wrote, also those of the original program.
 
         Args:
-            folder: EXPERIMENTS_DIR/NAME, trained.
+            folder: EXPERIMENTS_DIR/NAME, trained; or a file of `discern export`, which has no cells: `data` is None
+                then, and new cells can be projected.
 
         Raises:
             MissingFileError: If it holds no processed experiment, or no model.
             InvalidInputError: If a file is damaged or does not fit.
         """
         folder = Path(folder)
+        if folder.is_file():
+            return cls._of_exported(exported.read(folder))
         estimator, experiment = setup_exp(folder)
         model = cls()
         model.parameters = experiment
@@ -316,6 +436,21 @@ class Reconstructor:
         model.estimator = estimator
         model.history = history.read(ExperimentFolder(folder).job)
         return model
+
+    @classmethod
+    def _of_exported(cls, found: exported.ExportedModel) -> Reconstructor:
+        model = cls()
+        model.parameters, model._of_file = found.parameters, found.known
+        start_tensorflow(None, None)
+        model.estimator = exported.estimator(found)
+        return model
+
+
+def _callbacks(training: Mapping[str, Any]) -> list[keras.callbacks.Callback]:
+    callbacks = [keras.callbacks.TerminateOnNaN(), TrainingProgress()]
+    if training.get("early_stopping"):
+        callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
+    return callbacks
 
 
 def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:

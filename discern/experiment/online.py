@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from discern.config.reading import Parameters
+    from discern.model.training import Metrics
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -147,6 +148,34 @@ def _add_cells(
 
 def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, freeze: bool, folder: Path) -> None:
     """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
+    callbacks = training_callbacks(experiment["training"], folder, cells)
+    train_further(trained, experiment, cells, freeze, callbacks, ExperimentFolder(folder).job)
+
+
+def train_further(
+    trained: DISCERN,
+    experiment: Mapping[str, Any],
+    cells: DISCERNData,
+    freeze: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+    savepath: Path | None = None,
+) -> tuple[DISCERN, Metrics]:
+    """Train a model with the labels of old and new batches on new cells.
+
+    Args:
+        trained: The old model; not changed.
+        experiment: Its parameters.
+        cells: New cells, processed by `OnlineWAERecipe`.
+        freeze: See `online_training`.
+        callbacks: Of the training.
+        savepath: Where the new model is written; None to write none.
+
+    Returns:
+        The new model and its losses.
+
+    Raises:
+        InvalidInputError: If with `freeze` nothing would be trained, or the training diverges.
+    """
     training = experiment["training"]
     model = DISCERN.from_json(experiment)
     model.begin(cells)
@@ -157,19 +186,15 @@ def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, 
         model.compile(model.get_optimizer())
         if not freeze:
             _take_over_state(trained.wae_model, model.wae_model)
-    callbacks = training_callbacks(training, folder, cells)
     _LOGGER.info(
         "training on %d cells of %s%s",
         cells.config["total_train_count"],
         ", ".join(sorted(cells.obs["batch"].unique())),
         ", the rest of the model is frozen" if freeze else "",
     )
-    model.training(
-        cells,
-        callbacks=callbacks,
-        savepath=ExperimentFolder(folder).job,
-        max_steps=number_of_epochs(training, cells.obs),
-    )
+    epochs = number_of_epochs(training, cells.obs)
+    losses = model.training(cells, callbacks=callbacks, savepath=savepath, max_steps=epochs)
+    return model, losses
 
 
 def _why_frozen(trained: DISCERN, model: DISCERN) -> str:

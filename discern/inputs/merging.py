@@ -150,7 +150,7 @@ def merge_data_sets(
     obs, renamed_obs = _merged_obs(raw_inputs, batches)
     var, renamed_var = _merged_var(raw_inputs, matched)
     merged = ad.AnnData(
-        X=_stacked([_with_genes(adata, matched.columns[key]) for key, adata in raw_inputs.items()]), obs=obs, var=var
+        X=stacked([_with_genes(adata, matched.columns[key]) for key, adata in raw_inputs.items()]), obs=obs, var=var
     )
     names = obs[_BATCH].cat.categories
     renamed = {part: names for part, names in (("obs", renamed_obs), ("var", renamed_var)) if names}
@@ -394,7 +394,8 @@ def _with_genes(adata: ad.AnnData, columns: np.ndarray) -> Matrix:
     return X if np.array_equal(columns, np.arange(X.shape[1])) else X[:, columns]
 
 
-def _stacked(matrices: list[Matrix]) -> Matrix:
+def stacked(matrices: list[Matrix]) -> Matrix:
+    """Return matrices of the same genes below each other, CSR or, if one of them is lazy, a dask array."""
     if len(matrices) == 1:
         return matrices[0]
     if not any(is_lazy(matrix) for matrix in matrices):

@@ -14,6 +14,7 @@ from discern.data.chunks import iter_blocks
 from discern.data.processed import FORMAT
 from discern.data.writers import write_blocks
 from discern.errors import UnknownNameError
+from discern.inputs.merging import stacked
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -45,9 +46,34 @@ def save_data(file: str | Path, data: ad.AnnData, old_data: ad.AnnData) -> None:
             raise UnknownNameError(
                 f"{name}: expected processed cells, these have no uns['DISCERN']: give recipe.sc_raw"
             )
+    header = _joined_header(data, old_data)
+
+    def blocks() -> Iterator[dict[str, sparse.csr_matrix]]:
+        for part in (old_data, data):
+            order = part.var_names.get_indexer(header.var_names)
+            same = part.var_names.equals(header.var_names)
+            for _, block in iter_blocks(part.X):
+                yield {"X": block if same else block[:, order]}
+
+    write_blocks(file, header, track(blocks(), "writing old and new cells"))
+
+
+def joined(data: ad.AnnData, old_data: ad.AnnData) -> ad.AnnData:
+    """Return old and new cells together in memory, as `save_data` writes them.
+
+    Args:
+        data: New cells, processed by `OnlineWAERecipe`; log-normalised.
+        old_data: Old cells, processed, with the same genes.
+    """
+    result = _joined_header(data, old_data)
+    result.X = stacked([old_data.X, data.X])
+    return result
+
+
+def _joined_header(data: ad.AnnData, old_data: ad.AnnData) -> ad.AnnData:
     genes = old_data.var_names[old_data.var_names.isin(data.var_names)]
     columns = old_data.var_names.get_indexer(genes)
-    header = ad.AnnData(
+    return ad.AnnData(
         obs=_joined_obs(old_data.obs, data.obs),
         var=old_data.var.iloc[columns].copy(),
         uns={
@@ -62,15 +88,6 @@ def save_data(file: str | Path, data: ad.AnnData, old_data: ad.AnnData) -> None:
             if np.shape(old_data.obsm[key])[1:] == np.shape(data.obsm[key])[1:]
         },
     )
-
-    def blocks() -> Iterator[dict[str, sparse.csr_matrix]]:
-        for part in (old_data, data):
-            order = part.var_names.get_indexer(genes)
-            same = part.var_names.equals(genes)
-            for _, block in iter_blocks(part.X):
-                yield {"X": block if same else block[:, order]}
-
-    write_blocks(file, header, track(blocks(), "writing old and new cells"))
 
 
 def _joined_obs(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
