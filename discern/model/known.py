@@ -99,6 +99,20 @@ class Known:
         names = self.uns["DISCERN"]["batch_key"]
         return [str(names[code]) for code in sorted(names, key=int)]
 
+    @property
+    def batch_ratios(self) -> dict[str, float]:
+        """The share of each batch among the cells."""
+        return {name: _share(self.uns["DISCERN"]["batch_ratios"], name) for name in self.batches}
+
+
+def _share(ratios: Mapping[str, Any], name: str) -> float:
+    """Return a batch's share; files keep one whose name has a slash as a group in a group."""
+    if name in ratios:
+        return float(ratios[name])
+    first, _, rest = name.partition("/")
+    inside = ratios.get(first)
+    return _share(inside, rest) if rest and hasattr(inside, "keys") else 0.0
+
 
 @dataclass(frozen=True)
 class NewCells:
@@ -126,8 +140,8 @@ class NewCells:
         if value:
             label = np.array([float(name == value) for name in self.known.batches], dtype=np.float32)
         else:
-            ratios = self.known.uns["DISCERN"]["batch_ratios"]
-            label = np.array([ratios.get(name, 0.0) for name in self.known.batches], dtype=np.float32)
+            ratios = self.known.batch_ratios
+            label = np.array([ratios[name] for name in self.known.batches], dtype=np.float32)
         return np.repeat(label[np.newaxis], len(self.cells.latent), 0)
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:

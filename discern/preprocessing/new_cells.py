@@ -264,7 +264,9 @@ class ProjectionRecipe(OnlineWAERecipe):
                 )
         self._known, self._batch, self._as_batch = known, batch, as_batch
         without_cells = ad.AnnData(
-            obs=pd.DataFrame({"batch": pd.Categorical([], categories=known)}), var=genes.copy(), uns=dict(uns)
+            obs=pd.DataFrame({"batch": pd.Categorical([], categories=known)}, index=pd.Index([], dtype=object)),
+            var=genes.copy(),
+            uns=dict(uns),
         )
         super().__init__(without_cells, params, {name: cells}, {name: source if batch is None else Source(False)})
         self.own_batch = self.sc_raw.obs["batch"]

@@ -1,0 +1,105 @@
+r"""Measure time and memory of `discern project --input` beside those of processing and projecting all cells again.
+
+    python benchmarks/new_cells.py 10000 100000 --density 0.09 --layers X
+
+Trains an experiment on generated cells (see `generate_cells.py`) for an epoch, projects as many new ones as are wanted
+with it, and does what would have to be done without: `discern process` of old and new cells together, and `discern
+project` with the same model. The largest difference between both results of a new cell is printed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+from scale import measured, parameters
+
+_REFERENCE = "celseq2"
+
+
+def cells(folder: Path, name: str, number: int, density: float, seed: int) -> Path:
+    """Generate cells, unless they are there."""
+    file = folder / f"{name}-{number}-{density}.h5ad"
+    if not file.exists():
+        generator = Path(__file__).with_name("generate_cells.py")
+        arguments = [str(number), str(file), "--density", str(density), "--seed", str(seed)]
+        subprocess.run([sys.executable, str(generator), *arguments], check=True)
+    return file
+
+
+def of_all(folder: Path, old: Path, new: Path) -> Path:
+    """Write a parameter file for old and new cells together."""
+    file = parameters(folder, old, 1)
+    content = json.loads(file.read_text())
+    (experiment,) = content["experiments"].values()
+    experiment["input_ds"]["raw_input"][str(new)] = "batch"
+    content["experiments"] = {f"all-{new.stem}": experiment}
+    together = folder / f"all-{new.stem}.json"
+    together.write_text(json.dumps(content, indent=2))
+    return together
+
+
+def largest_difference(one: Path, other: Path, number: int, cells_at_once: int = 2000) -> float:
+    """Return the largest difference between X of the last cells of a file and that of another one, all its cells."""
+    first, second = (ad.read_h5ad(path, backed="r") for path in (one, other))
+    begin, worst = first.n_obs - number, 0.0
+    for start in range(0, number, cells_at_once):
+        stop = min(start + cells_at_once, number)
+        parts = (first.X[begin + start : begin + stop], second.X[start:stop])
+        a, b = (part.toarray() if hasattr(part, "toarray") else part for part in parts)
+        worst = max(worst, float(np.abs(a - b).max()))
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n_old", type=int)
+    parser.add_argument("n_new", type=int, nargs="+")
+    parser.add_argument("--density", type=float, default=0.09, help="share of non-zero entries")
+    parser.add_argument("--layers", default="X", help="what project writes")
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the cells and the experiments")
+    arguments = parser.parse_args()
+    folder, program = arguments.folder, [sys.executable, "-m", "discern"]
+    folder.mkdir(parents=True, exist_ok=True)
+    project = ["--reference", _REFERENCE, "--layers", arguments.layers]
+    old = cells(folder, "old", arguments.n_old, arguments.density, 0)
+    file = parameters(folder, old, 1)
+    trained = folder / "experiments" / old.stem
+    if not (trained / "job").exists():
+        for step in (["process", "--force"], ["train"]):
+            subprocess.run([*program, *step, str(file)], check=True)
+    rows = []
+    for number in arguments.n_new:
+        new, together = cells(folder, "new", number, arguments.density, 1), None
+        took: dict[str, float] = {}
+
+        def run(name: str, command: list[str], number: int = number, took: dict[str, float] = took) -> None:
+            took[name], cpu, peak = measured([*program, *command])
+            rows.append(f"{number:>9,} {name:<22} {took[name]:>8.1f} s {cpu:>8.1f} s CPU {peak / 2**30:>6.2f} GB")
+            print(rows[-1], flush=True)
+
+        for name in ("project --input, first", "project --input"):
+            run(name, ["project", "--input", str(new), *project, str(file)])
+        together = of_all(folder, old, new)
+        run("process of all", ["process", "--force", str(together)])
+        place = folder / "experiments" / together.stem
+        shutil.copytree(trained / "job", place / "job", dirs_exist_ok=True)
+        run("project of all", ["project", *project, str(together)])
+        ratio = took["project --input"] / (took["process of all"] + took["project of all"])
+        result = f"projected_to_reference_{_REFERENCE}.h5ad"
+        own = trained / "projected" / new.stem / result
+        worst = largest_difference(place / "projected" / result, own, number)
+        rows.append(f"{number:>9,} ratio {ratio:.2f}, largest difference of X {worst:.2g}")
+        print(rows[-1], flush=True)
+        shutil.rmtree(place)
+    print("\n".join(["    cells command                    time      CPU time   peak memory", *rows]))
+
+
+if __name__ == "__main__":
+    main()
