@@ -362,3 +362,56 @@ def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(logging.getLogger("discern"), "level", logging.WARNING)
     assert not progress.shows_bars()
+
+
+@pytest.mark.parametrize("preset", ["auto", None], ids=["preset", "published"])
+def test_new_batches_are_learnt_as_onlinetraining_does(preset: str | None, cells: ad.AnnData, tmp_path: Path) -> None:
+    cells.obs["protocol"] = np.repeat(["good", "poor", "later"], 60)
+    old, new = cells[:120].copy(), cells[120:].copy()
+    model = Reconstructor(seed=7, preset=preset, **PARAMETERS).fit(old, batch_key="protocol")
+    folder = model.save(tmp_path / "runs" / "saved")
+    before = model.project("good").layers["estimated_counts"]
+    new.obs["batch"] = new.obs["protocol"]
+    new.write_h5ad(tmp_path / "later.h5ad")
+    outcome = CliRunner().invoke(
+        cli, ["onlinetraining", "--freeze", "--filename", str(tmp_path / "later.h5ad"), str(folder / "parameters.json")]
+    )
+    assert outcome.exit_code == 0, outcome.output
+    by_command = Reconstructor.load(folder)
+
+    assert model.update(new) is model
+
+    assert model.estimator.batches == by_command.estimator.batches == ["good", "poor", "later"]
+    weights = [one.estimator.wae_model.weights for one in (model, by_command)]
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5, err_msg=ours.path)
+    _assert_same_result(model.project("good"), by_command.project("good"))
+    np.testing.assert_allclose(model.project("good").layers["estimated_counts"][: len(before)], before, atol=1e-5)
+    assert len(model.history["loss"]) == 3
+
+
+def test_an_update_that_fails_leaves_the_model(cells: ad.AnnData) -> None:
+    model = Reconstructor(seed=7, **PARAMETERS).fit(cells, batch_key="protocol")
+    before = model.project("good")
+    with pytest.raises(InvalidInputError, match="nothing would be trained"), pytest.warns(UserWarning, match="already"):
+        model.update(cells, batch_key="protocol")
+    _assert_same_result(model.project("good"), before)
+
+
+def test_new_cells_in_memory_are_as_from_the_start(cells: ad.AnnData) -> None:
+    model = Reconstructor(seed=7, **PARAMETERS).fit(cells, batch_key="protocol")
+    whole = model.project("good", intervals=False)
+    poor = cells[cells.obs["protocol"] == "poor"].copy()
+    before = poor.copy()
+
+    new = model.project("good", adata=poor, batch_key="protocol")
+
+    own = whole[new.obs_names]
+    np.testing.assert_allclose(_dense(new.X), _dense(own.X), atol=1e-5)
+    for name in ("estimated_counts", "estimated_dropouts", "measured"):
+        np.testing.assert_allclose(_dense(new.layers[name]), _dense(own.layers[name]), atol=1e-5)
+    np.testing.assert_allclose(new.obs["discern_distance"], own.obs["discern_distance"], atol=1e-5)
+    np.testing.assert_allclose(new.var["discern_trust"], own.var["discern_trust"], atol=1e-5)
+    pd.testing.assert_frame_equal(poor.obs, before.obs)
+    with pytest.raises(InvalidInputError, match="new cells are decoded as batches"):
+        model.project("T cell", adata=poor, column="celltype")

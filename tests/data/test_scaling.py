@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 from discern.config import allowlist
 from discern.data import annotation, scaling
@@ -327,3 +328,35 @@ def test_threads_of_a_tensorflow_that_runs_stay(
     with caplog.at_level("INFO", "discern"):
         functions.set_gpu_and_threads(1, [])
     assert "TensorFlow has already started" in caplog.text
+
+
+def test_the_draw_of_a_cell_does_not_depend_on_other_cells() -> None:
+    random = np.random.default_rng(0)
+    cells = sparse.csr_matrix(random.poisson(1, (40, 90)).astype(np.float32))
+    counts, likely = np.ones((40, 90), dtype=np.float32), random.random((40, 90)).astype(np.float32)
+    numbers = scaling.cell_numbers(cells)
+    order = random.permutation(40)[:17]
+
+    whole = scaling.sample_counts(counts, likely, seed=3, cells=numbers)
+
+    some = scaling.sample_counts(counts[order], likely[order], seed=3, cells=scaling.cell_numbers(cells[order]))
+    np.testing.assert_array_equal(some, whole[order])
+    assert len(np.unique(numbers)) == 40
+    assert abs(whole.mean() - likely.mean()) < 0.02
+    assert (whole != scaling.sample_counts(counts, likely, seed=4, cells=numbers)).any()
+
+
+def test_the_number_of_a_cell_depends_on_which_genes_it_has() -> None:
+    cells = sparse.csr_matrix(np.array([[1.0, 0, 2], [0.5, 0, 7], [0, 0, 0], [0, 1, 2]], dtype=np.float32))
+    one, two, nothing, other = scaling.cell_numbers(cells)
+    assert one == two
+    assert len({one, nothing, other}) == 3
+    backwards = sparse.csr_matrix((cells.data[:2], cells.indices[:2][::-1], [0, 2]), shape=(1, 3))
+    assert scaling.cell_numbers(backwards)[0] == one
+
+
+def test_numbers_of_cells_need_a_seed_and_fit() -> None:
+    with pytest.raises(InvalidInputError, match="expected a seed and numbers of 2 cells"):
+        scaling.sample_counts(np.ones((2, 3)), np.ones((2, 3)), cells=np.arange(3))
+    with pytest.raises(InvalidInputError, match="expected a seed"):
+        scaling.sample_counts(np.ones((2, 3)), np.ones((2, 3)), seed=np.random.default_rng(0), cells=np.arange(2))

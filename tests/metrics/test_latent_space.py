@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -114,3 +115,23 @@ def test_kept_neighbours_between_all_and_none():
     assert other["expected"] == pytest.approx(15 / 299)
     assert other["share"] == pytest.approx(other["expected"], abs=0.02)
     assert other["share"] + 0.2 < noisy["share"] < 1
+
+
+def test_new_cells_have_the_distance_that_they_would_have_among_the_others():
+    rng = np.random.default_rng(3)
+    latent = rng.normal(size=(90, 6))
+    obs = pd.DataFrame({"batch": ["a"] * 50 + ["b"] * 40, "split": ["train"] * 35 + ["test"] * 15 + ["train"] * 40})
+    whole = reference_distance(latent, obs["batch"].to_numpy(), (obs["split"] == "train") & (obs["batch"] == "a"))
+
+    yardstick = latent_space.Yardstick.of(latent, obs, "a")
+
+    np.testing.assert_allclose(yardstick.distance(latent[50:], obs["batch"].to_numpy()[50:]), whole[50:], rtol=1e-5)
+    assert yardstick.line == pytest.approx(np.quantile(whole[35:50], 0.95))
+    assert yardstick.split == "test"
+    assert yardstick.directions.shape == (35, 6)
+    np.testing.assert_allclose(np.linalg.norm(yardstick.directions, axis=1), 1, rtol=1e-5)
+
+
+def test_there_is_no_distance_from_a_single_cell():
+    obs = pd.DataFrame({"batch": ["a", "b"], "split": ["train", "train"]})
+    assert latent_space.Yardstick.of(np.ones((2, 3)), obs, "a") is None
