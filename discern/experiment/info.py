@@ -82,8 +82,9 @@ def _described(folder: Path, file: Path) -> Iterator[str]:
     models = list(_models(place.job))
     for model in models or ["not trained yet"]:
         yield _line("model", model)
-    for result in sorted(path for suffix in ("h5ad", "zarr") for path in place.projected.glob(f"*.{suffix}")):
-        yield _line("projected", f"{result.name}, {size_text(size_on_disk(result))}")
+    patterns = ("*.h5ad", "*.zarr", "*/*.h5ad", "*/*.zarr")  # those in folders are of new cells
+    for result in sorted(path for pattern in patterns for path in place.projected.glob(pattern)):
+        yield _line("projected", f"{result.relative_to(place.projected)}, {size_text(size_on_disk(result))}")
     for name, words in {
         "evaluation/report.html": "evaluation",
         "analysis.json": "search",

@@ -13,7 +13,6 @@ import scipy.sparse as sp
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import sparse
 
 from discern.config import allowlist
 from discern.data import annotation, scaling
@@ -332,7 +331,7 @@ def test_threads_of_a_tensorflow_that_runs_stay(
 
 def test_the_draw_of_a_cell_does_not_depend_on_other_cells() -> None:
     random = np.random.default_rng(0)
-    cells = sparse.csr_matrix(random.poisson(1, (40, 90)).astype(np.float32))
+    cells = sp.csr_matrix(random.poisson(1, (40, 90)).astype(np.float32))
     counts, likely = np.ones((40, 90), dtype=np.float32), random.random((40, 90)).astype(np.float32)
     numbers = scaling.cell_numbers(cells)
     order = random.permutation(40)[:17]
@@ -347,11 +346,11 @@ def test_the_draw_of_a_cell_does_not_depend_on_other_cells() -> None:
 
 
 def test_the_number_of_a_cell_depends_on_which_genes_it_has() -> None:
-    cells = sparse.csr_matrix(np.array([[1.0, 0, 2], [0.5, 0, 7], [0, 0, 0], [0, 1, 2]], dtype=np.float32))
+    cells = sp.csr_matrix(np.array([[1.0, 0, 2], [0.5, 0, 7], [0, 0, 0], [0, 1, 2]], dtype=np.float32))
     one, two, nothing, other = scaling.cell_numbers(cells)
     assert one == two
     assert len({one, nothing, other}) == 3
-    backwards = sparse.csr_matrix((cells.data[:2], cells.indices[:2][::-1], [0, 2]), shape=(1, 3))
+    backwards = sp.csr_matrix((cells.data[:2], cells.indices[:2][::-1], [0, 2]), shape=(1, 3))
     assert scaling.cell_numbers(backwards)[0] == one
 
 
