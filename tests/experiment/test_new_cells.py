@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -361,18 +362,16 @@ def test_only_cells_of_unknown_batches_are_encoded_as_another(made: Path, raw: a
     assert (encoded[~strange] == new.obs["batch"].astype(str)[~strange]).all()
 
 
-def test_cells_unlike_all_that_was_seen_are_told(
-    made: Path, raw: ad.AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    counts = raw.X.toarray()[:60]
-    counts[:, :30] = 60
-    counts[:, 30:40] = 0
-    strange = ad.AnnData(counts, raw.obs[:60], raw.var)
-    model = Reconstructor.load(made / "runs" / "one")
+def test_cells_unlike_all_that_was_seen_are_told(made: Path, raw: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    model = Reconstructor.load(made / "model.discern")
+    seen = model._of_file.seen["good"]
+    yardstick = dataclasses.replace(seen.yardstick, line=0.05)  # as though the reference's own cells were all alike
+    model._of_file = dataclasses.replace(model._of_file, seen={"good": dataclasses.replace(seen, yardstick=yardstick)})
     with caplog.at_level(logging.WARNING):
-        new = model.project("good", adata=strange)
+        new = model.project("good", adata=raw)
     assert new.obs["discern_beyond"].mean() > 0.5
-    assert "they are unlike all that the model has seen" in caplog.text
+    assert new.uns["discern_line"]["distance"] == 0.05
+    assert "are farther from good than 95 % of its own: they are unlike all that the model has seen" in caplog.text
 
 
 def test_missing_genes_are_zero_and_counted(
@@ -614,7 +613,7 @@ def test_a_model_holds_no_cells_and_no_paths(made: Path, raw: ad.AnnData) -> Non
     assert found.card["trained_on"]["genes"] == 40
     assert found.card["trained_on"]["cells_of_batches"].keys() == {"good", "poor/1"}
     assert found.card["evaluation"] is None
-    assert found.parameters["input_ds"]["raw_input"] == {"cells": None}
+    assert found.parameters["input_ds"]["raw_input"] == ["cells"]
 
 
 def test_the_card_has_the_figures_of_evaluate(experiment: Path, tmp_path: Path) -> None:
