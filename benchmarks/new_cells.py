@@ -33,16 +33,19 @@ def cells(folder: Path, name: str, number: int, density: float, seed: int) -> Pa
     return file
 
 
-def of_all(folder: Path, old: Path, new: Path) -> Path:
-    """Write a parameter file for old and new cells together."""
-    file = parameters(folder, old, 1)
-    content = json.loads(file.read_text())
+def experiment_of(folder: Path, old: Path, *more: Path) -> Path:
+    """Write a parameter file for cells of one file, or of several; all genes are kept, so that these are the same."""
+    content = json.loads(parameters(folder, old, 1).read_text())
     (experiment,) = content["experiments"].values()
-    experiment["input_ds"]["raw_input"][str(new)] = "batch"
-    content["experiments"] = {f"all-{new.stem}": experiment}
-    together = folder / f"all-{new.stem}.json"
-    together.write_text(json.dumps(content, indent=2))
-    return together
+    experiment["input_ds"]["filtering"]["min_cells"] = 0
+    experiment["input_ds"]["raw_input"] |= {str(file): "batch" for file in more}
+    experiment["model"] = {"weighting_decoder_dropout": 10000}
+    experiment["training"]["visualisation"] = False
+    name = "-".join(["all", *(file.stem for file in more)]) if more else old.stem
+    content["experiments"] = {name: experiment}
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(content, indent=2))
+    return file
 
 
 def largest_difference(one: Path, other: Path, number: int, cells_at_once: int = 2000) -> float:
@@ -69,14 +72,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     project = ["--reference", _REFERENCE, "--layers", arguments.layers]
     old = cells(folder, "old", arguments.n_old, arguments.density, 0)
-    file = parameters(folder, old, 1)
+    file = experiment_of(folder, old)
     trained = folder / "experiments" / old.stem
     if not (trained / "job").exists():
         for step in (["process", "--force"], ["train"]):
             subprocess.run([*program, *step, str(file)], check=True)
     rows = []
     for number in arguments.n_new:
-        new, together = cells(folder, "new", number, arguments.density, 1), None
+        new = cells(folder, "new", number, arguments.density, 1)
         took: dict[str, float] = {}
 
         def run(name: str, command: list[str], number: int = number, took: dict[str, float] = took) -> None:
@@ -86,7 +89,7 @@ def main() -> None:
 
         for name in ("project --input, first", "project --input"):
             run(name, ["project", "--input", str(new), *project, str(file)])
-        together = of_all(folder, old, new)
+        together = experiment_of(folder, old, new)
         run("process of all", ["process", "--force", str(together)])
         place = folder / "experiments" / together.stem
         shutil.copytree(trained / "job", place / "job", dirs_exist_ok=True)

@@ -224,4 +224,5 @@ def cell_numbers(cells: sparse.csr_matrix) -> np.ndarray:
     keys = np.random.default_rng(0).integers(0, 2**64, cells.shape[1], dtype=np.uint64)
     sums = np.zeros(cells.nnz + 1, dtype=np.uint64)
     np.cumsum(keys[cells.indices], out=sums[1:])
-    return sums[cells.indptr[1:]] - sums[cells.indptr[:-1]]
+    numbers: np.ndarray = sums[cells.indptr[1:]] - sums[cells.indptr[:-1]]
+    return numbers

@@ -90,12 +90,13 @@ def reference_distance(
         [True, True]
     """
     _, distance, scale = _unscaled(latent, batches, is_reference, k, np.random.default_rng(seed))
-    return distance / scale
+    scaled: np.ndarray = distance / scale
+    return scaled
 
 
 def _unscaled(
-    latent: npt.NDArray, batches: npt.NDArray, is_reference: npt.NDArray, k: int, generator: np.random.Generator
-) -> tuple[npt.NDArray, npt.NDArray, float]:
+    latent: np.ndarray, batches: np.ndarray, is_reference: np.ndarray, k: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Return the numbers of the reference cells used, the distance of each cell, and the unit of these distances."""
     reference = np.flatnonzero(is_reference)
     if len(reference) < 2:
@@ -114,14 +115,14 @@ def _unscaled(
     return reference, distance, scale if scale > 0 else 1.0
 
 
-def _directions(latent: npt.NDArray) -> npt.NDArray:
+def _directions(latent: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(latent, axis=1, keepdims=True)
     return latent / np.where(length > 0, length, 1)
 
 
 def _smoothed(
-    own: npt.NDArray, directions: npt.NDArray, batches: npt.NDArray, generator: np.random.Generator
-) -> npt.NDArray:
+    own: np.ndarray, directions: np.ndarray, batches: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
     """Return the mean of each cell's value and those of its mutual nearest neighbours in its batch."""
     smoothed = np.empty_like(own)
     for batch in np.unique(batches):
@@ -142,13 +143,13 @@ class Yardstick:
         split: What cells the line is of: "test", "valid" or "train".
     """
 
-    directions: npt.NDArray[np.float32]
+    directions: np.ndarray
     unit: float
     line: float
     split: str
 
     @classmethod
-    def of(cls, latent: npt.NDArray, obs: pd.DataFrame, reference: str) -> Self | None:
+    def of(cls, latent: np.ndarray, obs: pd.DataFrame, reference: str) -> Self | None:
         """Return that of a batch of processed cells; None if fewer than two of its cells were trained on.
 
         Args:
@@ -164,7 +165,7 @@ class Yardstick:
         line, split = _line(distance / unit, obs, reference, training)
         return cls(_directions(latent[used]).astype(np.float32), unit, line, split)
 
-    def distance(self, latent: npt.NDArray, batches: npt.NDArray, seed: int = 0) -> npt.NDArray[np.float32]:
+    def distance(self, latent: np.ndarray, batches: np.ndarray, seed: int = 0) -> np.ndarray:
         """Return how far new cells are from the reference, see `reference_distance`; neighbours are new cells, too.
 
         Args:
@@ -179,7 +180,7 @@ class Yardstick:
         return found.astype(np.float32)
 
 
-def _line(distance: npt.NDArray, obs: pd.DataFrame, reference: str, training: npt.NDArray) -> tuple[float, str]:
+def _line(distance: np.ndarray, obs: pd.DataFrame, reference: str, training: np.ndarray) -> tuple[float, str]:
     """Return the distance below which 95 % of the reference's unseen cells are, and which cells these are."""
     unseen = Unseen.of(obs, reference, most=len(obs))
     line = float(np.quantile(distance[training if unseen is None else unseen.rows], 0.95))
@@ -299,7 +300,7 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
         _LOGGER.info("%s", _told(adata.obs, name, reference))
 
 
-def note_distance(adata: anndata.AnnData, distance: npt.NDArray, line: float, split: str) -> None:
+def note_distance(adata: anndata.AnnData, distance: np.ndarray, line: float, split: str) -> None:
     """Write distances from a reference into obs, and the line that is the 95 % of its own cells into uns."""
     adata.obs["discern_distance"], adata.obs["discern_beyond"] = distance, distance > line
     adata.uns["discern_line"] = {"distance": line, "split": split}

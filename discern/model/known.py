@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from discern.runtime.atomic import replacing
 from discern.runtime.hdf5 import OutputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import anndata
@@ -111,7 +112,7 @@ def _share(ratios: Mapping[str, Any], name: str) -> float:
         return float(ratios[name])
     first, _, rest = name.partition("/")
     inside = ratios.get(first)
-    return _share(inside, rest) if rest and hasattr(inside, "keys") else 0.0
+    return _share(inside, rest) if rest and isinstance(inside, Mapping) else 0.0
 
 
 @dataclass(frozen=True)

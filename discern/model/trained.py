@@ -176,7 +176,7 @@ class TrainedNetwork:
             yield counts.numpy()[:n], dropouts.numpy()[:n]
 
 
-def _filled(cells: npt.NDArray, size: int) -> tf.Tensor:
+def _filled(cells: npt.NDArray[np.float32], size: int) -> tf.Tensor:
     """Return cells with rows of zeros after them, as many as other chunks have.
 
     What a cell gets then does not depend, not even in its last digits, on how many cells came with it. Chunks of a size
