@@ -130,7 +130,7 @@ def train(parameters: Path, dry_run: bool, ray_address: str | None) -> int:
 
 
 @cli.command(short_help="Reconstruct the cells with the trained model.")
-@click.argument("parameters", metavar="PARAMETERS.json", type=FilePath(), required=False)
+@click.argument("parameters", metavar="[PARAMETERS.json]", type=FilePath(), required=False)
 @click.option(
     "--input",
     "new_cells",
@@ -463,7 +463,13 @@ def init(
 @click.argument("experiment", metavar="EXPERIMENT", type=FilePath())
 @everywhere
 def info(experiment: Path) -> None:
-    """Say what an experiment's folder holds, what was run, and what can be run next."""
+    """Say what an experiment's folder holds, what was run, and what can be run next; or what an exported model is."""
+    if experiment.suffix == ".discern" and experiment.is_file():
+        load_tensorflow()
+        from discern.experiment.export import describe
+
+        click.echo(page(describe(experiment)))
+        return
     from discern.experiment import info as inspection
 
     click.echo(page(inspection.describe(experiment)))

@@ -92,3 +92,38 @@ def _evaluation(file: Path, epochs: int) -> Mapping[str, Any] | None:
             return {key: value for key, value in figures.items() if key != "experiment"}
     _LOGGER.warning("%s: is of another model, after epoch %s; it does not go into the card", file, figures.get("epoch"))
     return None
+
+
+def describe(file: Path) -> str:
+    """Return what the card of an exported model says, and what can be done with it.
+
+    Raises:
+        UserError: If it is no such file.
+    """
+    model = exported.read(file)
+    card, trained_on = model.card, _mapping(model.card.get("trained_on"))
+    codes, figures = _mapping(card.get("latent_codes_kept")), _mapping(card.get("evaluation"))
+    lines = [
+        str(file),
+        _line("made by", f"{card.get('made_by')}, exported {card.get('exported')}"),
+        _line("licence", card.get("licence") or "none is given"),
+        _line("trained", f"{trained_on.get('epochs')} epochs on {trained_on.get('training_cells')} cells"),
+        _line("genes", f"{len(model.known.genes):,}, such as {', '.join(map(str, model.known.genes.index[:3]))}"),
+    ]
+    cells = _mapping(trained_on.get("cells_of_batches"))
+    for batch in model.known.batches:
+        lines.append(_line("batch", f"{batch}: {cells.get(batch)} cells; {codes.get(batch, 0)} latent codes are kept"))
+    reference = _mapping(figures.get("reference")).get("batch")
+    for source, found in _mapping(figures.get("sources")).items():
+        verdict = _mapping(_mapping(found).get("verdict")).get("grade")
+        lines.append(_line("evaluated", f"{source} as {reference}: {verdict}"))
+    lines.append(_line("next", f"discern project --model {file} --input RAW --reference BATCH --output FOLDER"))
+    return "\n".join(lines)
+
+
+def _mapping(part: Any) -> Mapping[str, Any]:
+    return part if isinstance(part, dict) else {}
+
+
+def _line(head: str, text: object) -> str:
+    return f"  {head:10} {text}"

@@ -622,6 +622,9 @@ def test_the_card_has_the_figures_of_evaluate(experiment: Path, tmp_path: Path) 
     figures = exported.read(tmp_path / "model.discern").card["evaluation"]
     assert figures["epoch"] == 4
     assert "poor/1" in figures["sources"]
+    shown = run("info", tmp_path / "model.discern").output
+    for text in ("licence    none is given", "poor/1 as good: ", "latent codes are kept", "40, such as gene0"):
+        assert text in shown
 
 
 @pytest.mark.parametrize(
