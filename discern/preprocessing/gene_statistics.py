@@ -2,21 +2,84 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 from scipy import linalg
 from sklearn.neighbors import NearestNeighbors
 
-from discern.data.chunks import Matrix, iter_blocks
+from discern.data.chunks import Matrix, iter_blocks, track_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    import anndata as ad
+    from scipy import sparse
+
+_PCA_GENES = 1000
+_SMALLEST_STD = 1e-8
 
 _NORMAL_MAD = 0.6744897501960817
 """Median absolute deviation of the standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class GeneStatistics:
+    """What is known of an experiment's genes: learnt from its cells, or taken from one that is there.
+
+    Attributes:
+        var: A row for each gene, with `mean_scaling` and `var_scaling`, mean and *standard deviation* of its
+            log-normalised values, and `pca_genes`, whether it is one of the most variable; more if they were taken.
+        components: Principal components of the standardised values, (n_genes, n_components); zero for other genes.
+        mmd_kernel: Width of the kernel with which the search compares cells; empty if that is not known yet.
+    """
+
+    var: pd.DataFrame
+    components: np.ndarray
+    mmd_kernel: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def learn(cls, adata: ad.AnnData, chosen: np.ndarray, is_logged: bool, components: int) -> Self:
+        """Find them out.
+
+        Args:
+            adata: Cells normalised to equal library size, or the logarithms of these.
+            chosen: Which cells count, bool of shape (n_cells,).
+            is_logged: Whether the values are logarithms.
+            components: Number of principal components; fewer if there are not enough cells or genes.
+        """
+        views = (np.expm1, np.positive) if is_logged else (np.positive, np.log1p)
+        counts, logged = gene_moments(adata.X, chosen, *views)
+        mean, std = logged.mean, np.maximum(np.sqrt(logged.variance(ddof=0)), _SMALLEST_STD)
+        variable = variable_genes(counts.mean, counts.variance(ddof=1), min(_PCA_GENES, adata.n_vars))
+        columns = np.flatnonzero(variable)
+        covariance = np.zeros((len(columns), len(columns)))
+        for rows, block in track_blocks(adata.X, "principal components"):
+            values = standardised(block[chosen[rows]][:, columns], mean[columns], std[columns], is_logged)
+            covariance += values.T @ values
+        components = min(components, len(columns), max(1, logged.cells - 1))
+        axes = np.zeros((adata.n_vars, components))
+        axes[columns] = principal_axes(covariance / max(1, logged.cells - 1), components)
+        var = pd.DataFrame({"mean_scaling": mean, "var_scaling": std, "pca_genes": variable}, adata.var_names)
+        return cls(var, axes)
+
+    @classmethod
+    def of(cls, reference: ad.AnnData) -> Self:
+        """Take them from processed cells."""
+        components = reference.varm["PCs"] if "PCs" in reference.varm else np.zeros((reference.n_vars, 0))
+        return cls(reference.var, np.asarray(components), dict(reference.uns["DISCERN"].get("mmd_kernel", {})))
+
+
+def standardised(block: sparse.csr_matrix, mean: np.ndarray, std: np.ndarray, is_logged: bool) -> np.ndarray:
+    """Return (log-normalised - mean) / std, dense float64, of cells whose values are logarithms already or not yet."""
+    values: np.ndarray = block.toarray().astype(np.float64)
+    if not is_logged:
+        np.log1p(values, out=values)
+    values -= mean
+    values /= std
+    return values
 
 
 class Moments(NamedTuple):

@@ -19,6 +19,7 @@ from discern.errors import InvalidInputError, nearest
 from discern.folder.layout import ExperimentFolder
 from discern.inputs.gene_matching import match
 from discern.inputs.merging import BatchColumn, Source, batch_key, listed, sources
+from discern.preprocessing.gene_statistics import GeneStatistics
 from discern.preprocessing.recipe import WAERecipe
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class OnlineWAERecipe(WAERecipe):
     def __init__(
         self, reference_adata: ad.AnnData, *args: Any, fill_missing_genes: bool = False, **kwargs: Any
     ) -> None:
-        self._reference = reference_adata
+        self._reference, self._taken = reference_adata, GeneStatistics.of(reference_adata)
         self._fill_missing_genes = fill_missing_genes
         super().__init__(*args, **kwargs)
         self.params["scale"] = dict(reference_adata.uns["DISCERN"].get("scale", {}))
@@ -176,38 +177,6 @@ class OnlineWAERecipe(WAERecipe):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="all cells are of one batch")  # there are the reference's
             super().split(split_seed, valid, mmd_cells_ratio, test)
-
-    @property
-    def _components(self) -> int:
-        return int(np.shape(self._reference.varm["PCs"])[1])
-
-    def projection_pca(self, pcs: int = 25) -> None:
-        """Take over the reference's annotation of genes and its principal components.
-
-        Args:
-            pcs: number of components, that of the reference.
-
-        Raises:
-            InvalidInputError: if the reference has another number of components.
-        """
-        if pcs != self._components:
-            raise InvalidInputError(
-                f"pcs: expected {self._components}, the number of principal components of the reference, got {pcs}"
-            )
-        self.sc_raw.var = self._reference.var.copy()
-        self.sc_raw.varm["PCs"] = np.asarray(self._reference.varm["PCs"])
-
-    def kernel_mmd(self, neighbors_mmd: int = 50, no_cells_mmd: int = 2000) -> None:
-        """Take over the reference's kernel width.
-
-        Args:
-            neighbors_mmd: ignored.
-            no_cells_mmd: ignored.
-        """
-        self.config["mmd_kernel"] = dict(self._reference.uns["DISCERN"]["mmd_kernel"])
-
-    def _record_dispersions(self) -> None:
-        """Do nothing: the dispersions are the reference's."""
 
 
 class ProjectionRecipe(OnlineWAERecipe):

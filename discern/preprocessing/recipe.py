@@ -32,11 +32,10 @@ from discern.inputs.labels import label_column
 from discern.inputs.merging import BatchColumn, Source, batch_key, merge_data_sets, sources
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.preprocessing.gene_statistics import (
+    GeneStatistics,
     dispersion_record,
-    gene_moments,
     neighbour_distance,
-    principal_axes,
-    variable_genes,
+    standardised,
 )
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import clamp_cpus
@@ -47,9 +46,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-_PCA_GENES = 1000
 _UNNAMED = "input"
-_SMALLEST_STD = 1e-8
 
 
 class WAERecipe:
@@ -82,6 +79,8 @@ class WAERecipe:
         >>> recipe
         <WAERecipe: 381 cells x 15,073 genes, 2 batches, raw counts>
     """
+
+    _taken: GeneStatistics | None = None  # those of another experiment
 
     def __init__(
         self,
@@ -143,8 +142,8 @@ class WAERecipe:
 
     @property
     def _components(self) -> int:
-        """How many principal components are found."""
-        return 32
+        """How many principal components there will be."""
+        return 32 if self._taken is None else self._taken.components.shape[1]
 
     def __call__(self) -> WAERecipe:
         """Do all steps as the parameters say.
@@ -379,30 +378,18 @@ class WAERecipe:
         """
         if pcs < 1:
             raise InvalidInputError(f"pcs: expected 1 or more principal components, got {pcs}")
-        adata, chosen = self.sc_raw, self._learned_from
-        views = (np.expm1, np.positive) if self._is_logged else (np.positive, np.log1p)
-        counts, logged = gene_moments(adata.X, chosen, *views)
-        adata.var["mean_scaling"] = logged.mean
-        adata.var["var_scaling"] = np.maximum(np.sqrt(logged.variance(ddof=0)), _SMALLEST_STD)
-        genes = variable_genes(counts.mean, counts.variance(ddof=1), min(_PCA_GENES, adata.n_vars))
-        adata.var["pca_genes"] = genes
-        columns = np.flatnonzero(genes)
-        covariance = np.zeros((len(columns), len(columns)))
-        for rows, block in track_blocks(adata.X, "principal components"):
-            values = self._standardised(block[chosen[rows]][:, columns], columns)
-            covariance += values.T @ values
-        pcs = min(pcs, len(columns), max(1, logged.cells - 1))
-        adata.varm["PCs"] = np.zeros((adata.n_vars, pcs))
-        adata.varm["PCs"][columns] = principal_axes(covariance / max(1, logged.cells - 1), pcs)
-
-    def _standardised(self, block: sparse.csr_matrix, columns: np.ndarray) -> np.ndarray:
-        """Return dense float64 (log-normalised - mean) / std of some genes."""
-        values: np.ndarray = block.toarray().astype(np.float64)
-        if not self._is_logged:
-            np.log1p(values, out=values)
-        values -= self.sc_raw.var["mean_scaling"].to_numpy()[columns]
-        values /= self.sc_raw.var["var_scaling"].to_numpy()[columns]
-        return values
+        adata, taken = self.sc_raw, self._taken
+        if taken is None:
+            found = GeneStatistics.learn(adata, self._learned_from, self._is_logged, pcs)
+            adata.var = adata.var.assign(**found.var)
+            adata.varm["PCs"] = found.components
+            return
+        if pcs != self._components:
+            raise InvalidInputError(
+                f"pcs: expected {self._components}, the number of principal components of the reference, got {pcs}"
+            )
+        adata.var = taken.var.copy()
+        adata.varm["PCs"] = taken.components
 
     @property
     def _is_logged(self) -> bool:
@@ -431,6 +418,9 @@ class WAERecipe:
         for name, number in (("neighbors_mmd", neighbors_mmd), ("no_cells_mmd", no_cells_mmd)):
             if number < 1:
                 raise InvalidInputError(f"{name}: expected 1 or more, got {number}")
+        if self._taken is not None:
+            self.config["mmd_kernel"] = dict(self._taken.mmd_kernel)
+            return
         adata = self.sc_raw
         if "PCs" not in adata.varm:
             raise UnknownNameError("expected principal components; call projection_pca before kernel_mmd")
@@ -440,9 +430,10 @@ class WAERecipe:
             cells = np.sort(random.choice(cells, size=no_cells_mmd, replace=False))
         columns = np.flatnonzero(adata.var["pca_genes"])
         axes = adata.varm["PCs"][columns]
+        mean, std = (adata.var[name].to_numpy()[columns] for name in ("mean_scaling", "var_scaling"))
         points = np.concatenate(
             [
-                self._standardised(block[_inside(cells, rows)][:, columns], columns) @ axes
+                standardised(block[_inside(cells, rows)][:, columns], mean, std, self._is_logged) @ axes
                 for rows, block in track_blocks(adata.X, "kernel width")
             ]
         )
@@ -451,6 +442,8 @@ class WAERecipe:
 
     def _record_dispersions(self) -> None:
         """Add var `means`, `dispersions`, `dispersions_norm` and `highly_variable` of the log-normalised values."""
+        if self._taken is not None:
+            return
         var, cells = self.sc_raw.var, int(self._learned_from.sum())
         variance = var["var_scaling"].to_numpy() ** 2 * (cells / max(1, cells - 1))
         record = dispersion_record(var["mean_scaling"].to_numpy(), variance)
