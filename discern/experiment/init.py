@@ -24,7 +24,16 @@ from discern.evaluation.selection import best_measured
 from discern.folder.layout import LAST, ExperimentFolder
 from discern.inputs import gene_matching, raw_counts
 from discern.inputs.labels import label_column
-from discern.inputs.merging import BatchColumn, Source, batches_of, check_batches, check_names, listed, shared_batches
+from discern.inputs.merging import (
+    MOST_BATCHES,
+    BatchColumn,
+    Source,
+    batches_of,
+    check_batches,
+    check_names,
+    listed,
+    shared_batches,
+)
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import available_cpus
@@ -41,7 +50,6 @@ _USUAL_COLUMNS = (
     *("batch", "sample", "sample_id", "donor", "donor_id", "patient", "library", "orig.ident", "dataset", "study"),
     *("protocol", "technology", "platform", "method", "assay"),
 )
-_MOST_BATCHES = 200
 _MIN_GENES = 400
 
 
@@ -197,7 +205,7 @@ def _unfit(obs: pd.DataFrame, column: str) -> str | None:
     missing, different = int(obs[column].isna().sum()), int(obs[column].nunique())
     if missing:
         return f"{missing:,} of {len(obs):,} cells have no value in it"
-    if different > _MOST_BATCHES:
+    if different > MOST_BATCHES:
         return f"it has {different:,} different values"
     return None
 

@@ -21,6 +21,9 @@ _FEW = 0.5
 """Share of the genes of the smallest input; fewer in common are few."""
 _LEAST_BY_COLUMN = 0.2
 _ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d{6,})\.\d+$")
+_GENOME = re.compile(r"^(GRC[A-Z]\d+|HG\d+|MM\d+|RN\d+|HUMAN|MOUSE)(\.\w+)?[_-]+")
+"""What genomes of several species have in front of the names of their genes."""
+_WHOLE = re.compile(r"^(\d+)\.0$")
 _SHOWN = 3
 
 
@@ -192,7 +195,7 @@ def _examples(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Hashable], 
 
 
 def _nearly_equal(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Hashable]) -> list[tuple[str, int]]:
-    """Say which names of the first input and another one differ in case, punctuation or version only."""
+    """Say which names of the first input and another one differ in case, punctuation, version or genome only."""
     (first, table), *others = tables.items()
     own = _names(table, keys[first])
     found = []
@@ -213,12 +216,13 @@ def _nearly_equal(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Hashabl
 
 
 def _simplified(names: pd.Index) -> dict[str, str]:
-    """Return names by what is left of them without case, punctuation and version, where that is unique."""
+    """Return names by what is left of them without case, punctuation, version and genome, where that is unique."""
     simple: dict[str, str] = {}
     twice = set()
     for name in names:
         if isinstance(name, str):
-            text = re.sub(r"[\W_]+", "-", _ENSEMBL_VERSION.sub(r"\1", name.strip().upper()))
+            text = _WHOLE.sub(r"\1", _ENSEMBL_VERSION.sub(r"\1", _GENOME.sub("", name.strip().upper())))
+            text = re.sub(r"[\W_]+", "-", text)
             (twice.add(text) if text in simple else simple.setdefault(text, name))
     return {text: name for text, name in simple.items() if text not in twice}
 

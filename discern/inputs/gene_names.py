@@ -49,7 +49,7 @@ _OTHER_KINDS = {
     *("multiplexing capture", "antigen capture", "cell multiplexing oligo", "cmo", "hashtag", "vdj"),
 }
 _BYTES = re.compile(r"b'.*'")
-_WHOLE = re.compile(r"\d+\.0")
+_SURELY = 0.5
 _MADE_UNIQUE = re.compile(r"(.+)[-.]\d+")
 _DATE = re.compile(
     r"\d{1,2}-(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)|(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)-\d{1,2}", re.IGNORECASE
@@ -97,7 +97,7 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
         The cells with X as CSR or, where it was dask, dask array of CSR blocks; X, obs and var alone, and `uns`.
 
     Raises:
-        InvalidInputError: if no feature is a gene, or X holds no numbers.
+        InvalidInputError: if no feature is a gene, X holds no numbers, or cells and genes look exchanged.
 
     Example:
         >>> var = pd.DataFrame({"gene_ids": ["E1", "E2", "E3"]}, index=["A", "B", "A"])
@@ -106,6 +106,9 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
     """
     if not adata.n_vars:
         raise InvalidInputError(f"{source}: expected genes, there are none")
+    if adata.isbacked:
+        adata = adata.to_memory()
+    _check_orientation(adata, source)
     kept = _genes(adata.var, source)
     ids = _ids(adata.var)
     names = _names(adata.var_names, source)
@@ -120,6 +123,19 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
         return adata
     var = adata.var[kept].set_axis(pd.Index(named[named != ""]), axis=0)
     return ad.AnnData(X=X, obs=adata.obs, var=var, uns=adata.uns)
+
+
+def _check_orientation(adata: ad.AnnData, source: str) -> None:
+    """Raise InvalidInputError if the cells have names that only genes have, and the genes have none."""
+    cells, genes = (
+        [str(name) for name in names[:: 1 + len(names) // 2000]] for names in (adata.obs_names, adata.var_names)
+    )
+    if look_like_genes(cells) > _SURELY and look_like_genes(genes) <= 0:
+        raise InvalidInputError(
+            f"{source}: expected cells x genes, cells and genes are exchanged, as their names look (cells like "
+            f"{adata.obs_names[0]!r}, genes like {adata.var_names[0]!r}): save adata.T; if they are right, rename the "
+            "cells"
+        )
 
 
 def are_numbers(names: pd.Index) -> bool:
@@ -138,13 +154,25 @@ def are_numbers(names: pd.Index) -> bool:
 
 
 def check_names(inputs: Mapping[str, ad.AnnData]) -> None:
-    """Raise InvalidInputError if genes of several inputs would be matched by their place.
+    """Raise InvalidInputError if genes of several inputs would be matched by their place, or one input is transposed.
 
     Args:
         inputs: cells by path or name.
     """
+    if len(inputs) < 2:
+        return
     for path, adata in inputs.items():
-        if len(inputs) > 1 and are_numbers(adata.var_names):
+        others = {name: other.var_names for name, other in inputs.items() if name != path}
+        foreign = not any(adata.var_names.isin(names).any() for names in others.values())
+        for other in (
+            name for name, names in others.items() if foreign and adata.obs_names.isin(names).mean() > _SURELY
+        ):
+            raise InvalidInputError(
+                f"{path}: expected cells x genes, its cells have the names of the genes of {other} (like "
+                f"{adata.obs_names[0]!r}), its genes have not (like {adata.var_names[0]!r}): cells and genes are "
+                "exchanged in one of the two; save adata.T of that one"
+            )
+        if are_numbers(adata.var_names):
             raise InvalidInputError(
                 f"{path}: expected names of genes, got running numbers ({', '.join(adata.var_names[:3])}, ...), by "
                 "which genes of different files cannot be matched; put the names of the genes into var_names and save "
@@ -249,9 +277,6 @@ def _names(index: pd.Index, source: str) -> np.ndarray:
     names = np.array([str(name).strip() for name in index], dtype=object)
     if len(names) and all(_BYTES.fullmatch(name) for name in names):
         names = np.array([name[2:-1] for name in names], dtype=object)
-    if len(names) and all(_WHOLE.fullmatch(name) for name in names):
-        _LOGGER.info("%s: names of genes like %s are read as the whole numbers that they are", source, names[0])
-        names = np.array([name[:-2] for name in names], dtype=object)
     dates = [name for name in names if _DATE.fullmatch(name)]
     if dates:
         _LOGGER.warning(

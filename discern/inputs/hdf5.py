@@ -23,7 +23,6 @@ from discern.inputs.gene_names import (
     SYMBOL_COLUMNS,
     are_numbers,
     column_of,
-    look_like_genes,
     named_by_column,
 )
 
@@ -111,12 +110,6 @@ def read_anndata(group: Any, path: Path, budget: int | None, layer: str | None =
     uns = group.get("uns", {})
     obs, var = _frame(group["obs"], "obs", uns, path), _frame(genes, "var", uns, path)
     X = read_matrix(path, matrix, (len(obs), len(var)), budget)
-    sample = 1 + len(obs) // 2000
-    if look_like_genes(list(obs.index[::sample])) > 0.5 and look_like_genes(list(var.index[:2000])) <= 0:
-        _LOGGER.warning(
-            "%s: the cells have names like those of genes (%s, ...), the genes names like %s; are they exchanged?",
-            *(path, obs.index[0], var.index[0] if len(var) else "none"),
-        )
     marks: dict[str, Any] = {mark: {} for mark in _MARKS if "uns" in group and mark in group["uns"]}
     return ad.AnnData(X=X, obs=obs, var=named_by_column(var, str(path)), uns=marks)
 

@@ -28,7 +28,8 @@ from discern.data.chunks import Matrix, is_lazy, rows_per_block
 from discern.data.structure import check_texts
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError, nearest
 from discern.inputs import gene_matching
-from discern.inputs.gene_names import SYMBOL_COLUMNS, are_numbers, column_of, only_genes
+from discern.inputs.gene_names import SYMBOL_COLUMNS, column_of, only_genes
+from discern.inputs.gene_names import check_names as check_gene_names
 from discern.inputs.readers import dataset_name
 from discern.runtime.foreign import reading
 
@@ -44,6 +45,8 @@ BatchColumn = str | Literal[False] | None
 _BATCH = "batch"
 _SHOWN = 5
 _FEW_DIFFERENCES = 0.1
+_ENOUGH_CELLS = 20
+MOST_BATCHES = 200
 _LIKE_MISSING = {"nan", "na", "n/a", "none", "null", "<na>", "nat", "-", "?"}
 
 
@@ -111,7 +114,8 @@ def merge_data_sets(
         name, ...}.
 
     Raises:
-        InvalidInputError: if no gene is in all inputs, two inputs have the same name, or cells have no batch.
+        InvalidInputError: if no gene is in all inputs, genes have running numbers as names, an input is transposed, two
+            inputs have the same name, cells have no batch, or nearly each has its own.
         UnknownNameError: if an input has not the column.
         UnsupportedError: if a column name occurs twice in an obs or var.
 
@@ -132,13 +136,7 @@ def merge_data_sets(
             check_texts(pd.DataFrame(index=adata.obs_names), "obs")
             check_texts(pd.DataFrame(index=adata.var_names), "var")
     raw_inputs = {key: only_genes(adata, key) for key, adata in raw_inputs.items()}
-    numbered = [key for key, adata in raw_inputs.items() if are_numbers(adata.var_names)]
-    if numbered and len(raw_inputs) > 1:
-        _LOGGER.warning(
-            "%s: the genes have running numbers as names (%s, ...): they are matched by their place; put their names "
-            "into var_names",
-            *(", ".join(numbered), raw_inputs[numbered[0]].var_names[0]),
-        )
+    check_gene_names(raw_inputs)
     batches = {key: batches_of(key, adata.obs, batch_keys.get(key)) for key, adata in raw_inputs.items()}
     for note in check_batches(batches):
         warnings.warn(note, stacklevel=2)
@@ -190,7 +188,7 @@ def batches_of(key: str, obs: pd.DataFrame, column: BatchColumn) -> pd.Categoric
     Raises:
         UnknownNameError: if there is no such column.
         UnsupportedError: if a column name occurs twice.
-        InvalidInputError: if a cell has no batch.
+        InvalidInputError: if a cell has no batch, or nearly each has its own.
     """
     try:
         check_columns(obs)
@@ -212,6 +210,13 @@ def batches_of(key: str, obs: pd.DataFrame, column: BatchColumn) -> pd.Categoric
         raise InvalidInputError(
             f"{key}: expected the batch of every cell, {missing:,} of {len(obs):,} cells have none in obs column "
             f"{column!r}: fill them in, leave these cells out, or choose another column; false in its place takes the "
+            "name of the file"
+        )
+    different = len(batches.categories)
+    if len(obs) >= _ENOUGH_CELLS and different > len(obs) / 2:
+        raise InvalidInputError(
+            f"{key}: expected a batch of many cells, obs column {column!r} has {different:,} different values for "
+            f"{len(obs):,} cells, like {batches.categories[0]!r}: name another column; false in its place takes the "
             "name of the file"
         )
     return batches.reorder_categories(sorted(batches.categories))
@@ -246,6 +251,12 @@ def check_batches(batches: Mapping[str, pd.Categorical]) -> list[str]:
         if len(names) > 1
     ]
     for key, values in batches.items():
+        if len(values.categories) > MOST_BATCHES:
+            average = len(values) // len(values.categories)
+            notes.append(
+                f"{key}: {len(values.categories):,} batches, of {average} cells on average: "
+                f"{listed(list(values.categories[:2]))} ...; is that the column with the batch?"
+            )
         if missing := [name for name in values.categories if name.strip().casefold() in _LIKE_MISSING]:
             notes.append(
                 f"{key}: {int(values.isin(missing).sum()):,} cells have the batch {listed(missing)}, which looks like "

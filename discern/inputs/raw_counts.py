@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,7 @@ X = "X"
 
 _USUAL_NAMES = ("counts", "raw_counts", "count", "umi", "umi_counts", RAW)
 _SAMPLE = 10_000
+_ENOUGH = 1000
 _T = TypeVar("_T")
 
 
@@ -39,8 +41,8 @@ def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None
         layer: what the user chose; None for X, with nothing said.
 
     Raises:
-        InvalidInputError: if some are negative or not finite; or if they are no whole numbers while counts lie beside
-            them, unless this matrix was chosen.
+        InvalidInputError: if some are negative or not finite; or if they are no whole numbers, all 0, or nothing but 0
+            and 1 while counts lie beside them, unless this matrix was chosen.
     """
     values = first_values(counts)
     place = "X" if layer is None else shown(layer)
@@ -48,10 +50,23 @@ def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None
     wrong = wrong if np.isfinite(values).all() else "not finite (NaN or infinity)"
     if wrong:
         raise InvalidInputError(f"{name}: expected raw counts in {place}, some are {wrong}{beside(cells, layer)}")
-    if layer is None and (values != np.floor(values)).any() and (other := beside(cells, layer)):
-        raise InvalidInputError(
-            f'{name}: X holds no raw counts (values like {_example(values)}){other}; layer "X" takes X all the same'
+    fraction = (values != np.floor(values)).any()
+    binary = values.max(initial=0) <= 1 and (values.any() or _is_empty(counts))
+    if layer is None and (fraction or binary) and (other := beside(cells, layer)):
+        kind = f"values like {_example(values)}" if fraction else "nothing but 0 and 1" if values.any() else "all are 0"
+        raise InvalidInputError(f'{name}: X holds no raw counts ({kind}){other}; layer "X" takes X all the same')
+    if not fraction and binary and np.count_nonzero(values) >= _ENOUGH:
+        warnings.warn(
+            f"{name}: the counts are nothing but 0 and 1: raw counts are expected; have they been made so?",
+            stacklevel=2,
         )
+
+
+def _is_empty(counts: Matrix) -> bool:
+    """Return whether all counts of a matrix in memory are 0; of one that is read later, nobody knows."""
+    if hasattr(counts, "dask"):
+        return False
+    return not (counts.data if sparse.issparse(counts) else np.asarray(counts)).any()
 
 
 def _example(values: np.ndarray) -> str:

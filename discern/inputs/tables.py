@@ -47,12 +47,25 @@ _NO_CELLS = {
     *("chromosome_name", "start_position", "end_position", "width", "entrez_id", "entrez", "entrezid", "hgnc_id"),
     *("entrez_gene_id", "ncbi_gene_id", "ncbi_id", "transcript_length", "cds_length", "exon_count", "gc_percent"),
     *("percentage_gene_gc_content", "basepairs", "locus", "map_location"),
+    *(
+        "total",
+        "totals",
+        "total_counts",
+        "total_count",
+        "grand_total",
+        "sum",
+        "row_sum",
+        "rowsum",
+        "rowsums",
+        "row_total",
+    ),
 }
 _ONE_SAMPLE = {
     *("est_counts", "eff_length", "effective_length", "tpm", "fpkm", "rpkm", "expected_count", "isopct"),
     *("numreads", "effectivelength"),
 }
 _SUMMARY = re.compile(
+    r"(grand[ _.]?)?totals?|total[ _.]counts?|(col(umn)?)?[ _.]?sums?|"
     r"__(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)|N_(unmapped|multimapping|noFeature|ambiguous)",
     re.IGNORECASE,
 )

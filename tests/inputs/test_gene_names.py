@@ -61,8 +61,8 @@ def test_genes_without_symbol_are_called_by_their_id() -> None:
     assert list(only_genes(_cells(["A", "", ""], gene_ids=["E1", "E2", ""]), "here").var_names) == ["A", "E2"]
 
 
-def test_whole_numbers_that_became_fractions_are_mended() -> None:
-    assert list(only_genes(_cells(["100.0", "7157.0", "2.0"]), "here").var_names) == ["100", "7157", "2"]
+def test_names_that_look_like_numbers_stay_text() -> None:
+    assert list(only_genes(_cells(["100.0", "7157.0", "2.0"]), "here").var_names) == ["100.0", "7157.0", "2.0"]
     assert list(only_genes(_cells(["100.0", "A", "2.0"]), "here").var_names) == ["100.0", "A", "2.0"]
 
 

@@ -265,12 +265,12 @@ def test_truncated_file_says_what_to_do(tmp_path: Path) -> None:
         read_raw_input(tmp_path / "c.h5ad")
 
 
-def test_cells_and_genes_exchanged_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cells_and_genes_exchanged_are_refused(tmp_path: Path) -> None:
     cells = _cells()
     cells.obs_names, cells.var_names = ["GAPDH", "ACTB"], ["AAACCTGAG-1", "AAACCTGAC-1", "AAACCTGAT-1"]
     cells.write_h5ad(tmp_path / "c.h5ad")
-    read_raw_input(tmp_path / "c.h5ad")
-    assert "the cells have names like those of genes (GAPDH, ...)" in caplog.text
+    with pytest.raises(InvalidInputError, match=r"c\.h5ad: expected cells x genes, .* exchanged, as their names look"):
+        read_raw_input(tmp_path / "c.h5ad")
 
 
 def test_a_folder_of_samples_names_them(tmp_path: Path) -> None:

@@ -418,10 +418,12 @@ def test_batches_that_look_like_missing_values_are_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("letter", ["V", "X", ""])
-def test_running_numbers_in_place_of_names_of_genes_are_told(letter: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_running_numbers_never_match_by_place(letter: str) -> None:
     cells = ad.AnnData(np.ones((3, 2)), var=pd.DataFrame(index=[f"{letter}1", f"{letter}2"]))
-    merge_data_sets({"a": cells, "b": cells}, {})
-    assert f"a, b: the genes have running numbers as names ({letter}1, ...)" in caplog.text
+    with pytest.raises(InvalidInputError, match=rf"a: expected names of genes, got running numbers \({letter}1, "):
+        merge_data_sets({"a": cells, "b": cells}, {})
+    merged, _ = merge_data_sets({"a": cells}, {})
+    assert merged.n_vars == 2
 
 
 def test_running_numbers_in_files_are_no_names_of_genes(tmp_path: Path) -> None:
@@ -435,3 +437,78 @@ def test_running_numbers_in_files_are_no_names_of_genes(tmp_path: Path) -> None:
 def test_an_input_without_cells_is_named() -> None:
     with pytest.raises(InvalidInputError, match="b: expected cells, there are none"):
         merge_data_sets({"a": ad.AnnData(np.ones((3, 2))), "b": ad.AnnData(np.ones((0, 2)))}, {})
+
+
+def test_an_input_whose_cells_are_the_genes_of_another_is_refused() -> None:
+    cells = ad.AnnData(np.ones((3, 2)), obs=pd.DataFrame(index=list("xyz")), var=pd.DataFrame(index=["A", "B"]))
+    with pytest.raises(
+        InvalidInputError, match=r"cells have the names of the genes of b .like 'x'.* exchanged in one of the two"
+    ):
+        merge_data_sets({"a": cells, "b": cells.T.copy()}, {})
+
+
+@pytest.mark.parametrize("prefix", ["GRCh38_", "hg19_", "GRCh38______", "mm10___"])
+def test_the_genome_in_front_of_names_of_genes_is_told(prefix: str) -> None:
+    names = [f"G{number}" for number in range(10)]
+    plain = ad.AnnData(np.ones((3, 10)), var=pd.DataFrame(index=names))
+    of_genome = ad.AnnData(
+        np.ones((3, 10)), var=pd.DataFrame(index=[f"{prefix}{name}" for name in names[:4]] + names[4:])
+    )
+    with pytest.warns(UserWarning, match=rf"nearly the same name in a and b, e\.g\. 'G0' and '{prefix}G0'"):
+        merge_data_sets({"a": plain, "b": of_genome}, {})
+    with pytest.raises(InvalidInputError, match=rf"nearly the same name in a and b, e\.g\. 'G0' and '{prefix}G0'"):
+        merge_data_sets({"a": plain[:, :4].copy(), "b": of_genome[:, :4].copy()}, {})
+
+
+def test_whole_numbers_with_and_without_fraction_are_nearly_the_same() -> None:
+    first, second = (
+        ad.AnnData(np.ones((3, 2)), var=pd.DataFrame(index=names)) for names in (["12", "7"], ["12.0", "7.0"])
+    )
+    with pytest.raises(InvalidInputError, match=r"nearly the same name in a and b, e\.g\. '12' and '12.0'"):
+        merge_data_sets({"a": first, "b": second}, {})
+
+
+def test_barcodes_are_no_batches() -> None:
+    cells = ad.AnnData(np.ones((30, 2)), obs={"batch": [f"AAAC{number}" for number in range(30)]})
+    with pytest.raises(
+        InvalidInputError, match=r"obs column 'batch' has 30 different values for 30 cells, like 'AAAC0'"
+    ):
+        merge_data_sets({"a": cells}, {})
+    merged, batches = merge_data_sets({"a": cells}, {"a": False})
+    assert (batches, merged.obs["batch_original"].iloc[0]) == ({0: "a"}, "AAAC0")
+
+
+def test_hundreds_of_batches_are_told() -> None:
+    cells = ad.AnnData(np.ones((603, 2)), obs={"batch": [f"b{number // 3}" for number in range(603)]})
+    with pytest.warns(UserWarning, match="a: 201 batches, of 3 cells on average: 'b0', 'b1' ...; is that the column"):
+        merge_data_sets({"a": cells}, {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"), [(lambda X: (X > 0) * 1.0, "nothing but 0 and 1"), (lambda X: 0 * X, "all are 0")]
+)
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_counts_beside_a_matrix_of_zeros_and_ones_are_named(
+    changed: Callable[[np.ndarray], np.ndarray], told: str, where: str, tmp_path: Path
+) -> None:
+    counts = np.random.default_rng(0).poisson(2, (30, 40)).astype(np.float32)
+    cells = ad.AnnData(changed(counts).astype(np.float32), obs={"batch": ["x", "y"] * 15}, layers={"counts": counts})
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    given = {"inputs": cells} if where == "memory" else {"input_files": [tmp_path / "cells.h5ad"]}
+    with pytest.raises(InvalidInputError, match=rf"X holds no raw counts .{told}.; layers.'counts'. does: choose with"):
+        WAERecipe({}, **given)
+
+
+def test_counts_of_nothing_but_zeros_and_ones_are_told() -> None:
+    cells = ad.AnnData(np.tile([[0.0, 1.0]], (60, 40)).astype(np.float32), obs={"batch": ["x", "y"] * 30})
+    with pytest.warns(UserWarning, match="the counts are nothing but 0 and 1: raw counts are expected"):
+        WAERecipe({}, inputs=cells)
+
+
+def test_cells_of_a_file_that_is_open_are_read(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(2, (30, 40)).astype(np.float32)
+    for values in (counts, sparse.csr_matrix(counts)):
+        ad.AnnData(values, obs={"batch": ["x", "y"] * 15}).write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        np.testing.assert_array_equal(WAERecipe({}, inputs=backed).sc_raw.X.toarray(), counts)
+        backed.file.close()

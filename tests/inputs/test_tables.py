@@ -241,3 +241,15 @@ def test_empty_fields_are_told_with_what_to_write(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("gene,c1,c2\nA,1,\nB,2,3\n")
     with pytest.raises(InvalidInputError, match="column 'c2' holds nothing in row 'A'; write 0 where nothing was coun"):
         read_raw_input(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["Total", "sum", "total counts"])
+def test_sums_are_no_cells_and_no_genes(name: str, tmp_path: Path) -> None:
+    plain = COUNTS.copy()
+    summed = plain.assign(**{name: plain.sum(axis=1)})
+    summed.loc[name] = summed.sum()
+    summed.to_csv(tmp_path / "c.csv")
+    plain.to_csv(tmp_path / "plain.csv")
+    found, expected = read_raw_input(tmp_path / "c.csv"), read_raw_input(tmp_path / "plain.csv")
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
