@@ -246,8 +246,8 @@ def run_all(path: Path) -> None:
     for name, result in process.process(parameters, with_tfrecords=False).items():
         if isinstance(result, Exception):
             raise result
-        training = parameters.experiments[name]["training"]
-        if training["max_steps"] > 50 and training.get("max_updates", 10**9) > 500:
+        training = parameters.experiments[name].training
+        if training.max_steps > 50 and (training.max_updates or 10**9) > 500:
             return  # a valid wish for a long training
         run_train(parameters.folder(name))
         run_projection(parameters.folder(name), [("batch", "a")], None, all_batches=False, store_sigmas=False)

@@ -68,8 +68,9 @@ def main() -> None:
 
     (experiment,) = load_parameters(arguments.experiment / "parameters.json").experiments.values()
     file = arguments.experiment / "processed_data" / "concatenated_data.h5ad"
-    data = DISCERNData(read_cells(file, budget=0), experiment["training"]["batch_size"], cachefile=arguments.experiment)
-    model = DISCERN.from_json(experiment | {"training": experiment["training"] | {"XLA": arguments.xla}})
+    data = DISCERNData(read_cells(file, budget=0), experiment.training.batch_size, cachefile=arguments.experiment)
+    training = experiment.training.model_copy(update={"XLA": arguments.xla})
+    model = DISCERN.from_experiment(experiment.model_copy(update={"training": training}))
     model.prepare(data)
     streamed, _ = data.tfdata
     held = tf.data.Dataset.from_tensors(next(iter(streamed))).cache().repeat()

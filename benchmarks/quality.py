@@ -29,7 +29,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.datasets import lung_cell_lines
@@ -148,11 +148,11 @@ def reconstruct(
     """Process and train on all cells, and return them as cells of the reference, with their distance from it."""
     start = time.perf_counter()
     seeds = {"input_ds": {"split": {"split_seed": seed}}, "training": {"seed": seed}}
-    parameters = canonical_experiment(merged(experiment, seeds))
+    parameters = parse_experiment(merged(experiment, seeds))
     recipe = WAERecipe(parameters, inputs={"cells": cells}, input_files={"cells": "batch"}, n_jobs=1)
-    data = DISCERNData(recipe().sc_raw, parameters["training"]["batch_size"])
-    model = DISCERN.from_json(parameters)
-    model.training(data, max_steps=number_of_epochs(parameters["training"], data.obs))
+    data = DISCERNData(recipe().sc_raw, parameters.training.batch_size)
+    model = DISCERN.from_experiment(parameters)
+    model.training(data, max_steps=number_of_epochs(parameters.training, data.obs))
     result = model.reconstruct(data, "batch", reference_batch)
     result.uns["seconds"] = time.perf_counter() - start
     result.obs.index = result.obs.index.astype(str)

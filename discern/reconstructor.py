@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from discern.config.presets import TEST_CELLS
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.config.schema import Experiment, Filtering, InputDs, Model, Scale, Section, Split, Training
 from discern.data.annotation import CheckMetaData
 from discern.data.chunks import track_blocks
@@ -19,7 +19,7 @@ from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
-from discern.experiment.folder import setup_exp
+from discern.experiment.folder import open_experiment
 from discern.experiment.online import train_further
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
@@ -183,16 +183,21 @@ class Reconstructor:
         parameters["preset"] = preset
         experiment = _experiment(parameters if seed is None else {**parameters, "seed": seed})
         experiment.setdefault("training", {}).setdefault("seed", 0)
-        self.parameters = canonical_experiment(experiment)
+        self._experiment = parse_experiment(experiment)
         self.data: DISCERNData | None = None
         self.estimator: DISCERN | None = None
         self.history: dict[str, list[float]] = {}
         self._of_file: Known | None = None
         self._seen: dict[str | None, SeenCells] = {}
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters, as in a file; published defaults and those of the preset are filled in."""
+        return self._experiment.as_dict()
+
     def __repr__(self) -> str:
         if self.estimator is None:
-            return f"<Reconstructor: preset {self.parameters.get('preset')}, not trained>"
+            return f"<Reconstructor: preset {self._experiment.preset}, not trained>"
         if self.data is None:
             return f"<Reconstructor without cells: {self.estimator!r}>"
         batches = listed(list(map(str, self.data.obs["batch"].cat.categories)))
@@ -221,18 +226,17 @@ class Reconstructor:
 
     def _process(self, adata: ad.AnnData, batch_key: str, layer: str | None) -> DISCERNData:
         """Return the cells filtered, normalised and split, as `discern process` does it."""
-        section = self.parameters["input_ds"]
-        jobs = clamp_cpus(section.get("n_cpus_preprocessing"), "n_cpus_preprocessing")
+        jobs = clamp_cpus(self._experiment.input_ds.n_cpus_preprocessing, "n_cpus_preprocessing")
         cells = {_IN_MEMORY: _raw_counts(adata, layer)}
         source = Source(batch_key, "X")
-        recipe = WAERecipe(self.parameters, inputs=cells, input_files={_IN_MEMORY: source}, n_jobs=jobs)
-        return DISCERNData(recipe().sc_raw, self.parameters["training"]["batch_size"])
+        recipe = WAERecipe(self._experiment, inputs=cells, input_files={_IN_MEMORY: source}, n_jobs=jobs)
+        return DISCERNData(recipe().sc_raw, self._experiment.training.batch_size)
 
     def _train(self, data: DISCERNData) -> None:
         """Train as `discern train` does it, without its files and pictures."""
-        training = self.parameters["training"]
-        start_tensorflow(training.get("parallel_pc"), training.get("GPU"))
-        estimator = DISCERN.from_json(self.parameters)
+        training = self._experiment.training
+        start_tensorflow(training.parallel_pc, training.GPU)
+        estimator = DISCERN.from_experiment(self._experiment)
         callbacks = _callbacks(training)
         metrics = estimator.training(data, callbacks=callbacks, max_steps=number_of_epochs(training, data.obs))
         self._take(data, estimator, metrics.history)
@@ -298,7 +302,7 @@ class Reconstructor:
         return self._project_new(
             ProjectionRecipe(
                 *self._genes(),
-                self.parameters,
+                self._experiment,
                 _IN_MEMORY,
                 _raw_counts(adata, layer),
                 Source(batch_key if batch_key is not None else False, "X"),
@@ -368,15 +372,15 @@ class Reconstructor:
         trained, reference = self._fitted()
         recipe = OnlineWAERecipe(
             reference,
-            self.parameters,
+            self._experiment,
             inputs={_IN_MEMORY: _raw_counts(adata, layer)},
             input_files={_IN_MEMORY: Source(batch_key, "X")},
             fill_missing_genes=fill_missing_genes,
         )()
-        batch_size = self.parameters["training"]["batch_size"]
+        batch_size = self._experiment.training.batch_size
         cells = DISCERNData(recipe.sc_raw, batch_size)
-        callbacks = _callbacks(self.parameters["training"])
-        estimator, metrics = train_further(trained, self.parameters, cells, True, callbacks)
+        callbacks = _callbacks(self._experiment.training)
+        estimator, metrics = train_further(trained, self._experiment, cells, True, callbacks)
         self._take(DISCERNData(joined(cells, reference), batch_size), estimator, metrics.history)
         return self
 
@@ -401,7 +405,8 @@ class Reconstructor:
     def _save(self, folder: Path, estimator: DISCERN, data: DISCERNData) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InvalidInputError(f"{folder}: expected a new or an empty folder, there is something already")
-        given = {**self.parameters, "input_ds": {**self.parameters["input_ds"], "raw_input": [_IN_MEMORY]}}
+        given = self.parameters
+        given["input_ds"]["raw_input"] = [_IN_MEMORY]
         losses = self.history.get("val_loss", [])
         with replacing(folder) as partial:
             partial.mkdir()
@@ -427,10 +432,9 @@ class Reconstructor:
         folder = Path(folder)
         if folder.is_file():
             return cls._of_exported(exported.read(folder))
-        estimator, experiment = setup_exp(folder)
         model = cls()
-        model.parameters = experiment
-        model.data = DISCERNData.from_folder(folder, experiment["training"]["batch_size"])
+        estimator, model._experiment = open_experiment(folder)
+        model.data = DISCERNData.from_folder(folder, model._experiment.training.batch_size)
         estimator.restore_model(ExperimentFolder(folder).job)
         estimator.prepare_projection(model.data)
         model.estimator = estimator
@@ -440,16 +444,16 @@ class Reconstructor:
     @classmethod
     def _of_exported(cls, found: exported.ExportedModel) -> Reconstructor:
         model = cls()
-        model.parameters, model._of_file = found.parameters, found.known
+        model._experiment, model._of_file = found.parameters, found.known
         start_tensorflow(None, None)
         model.estimator = exported.estimator(found)
         return model
 
 
-def _callbacks(training: Mapping[str, Any]) -> list[keras.callbacks.Callback]:
+def _callbacks(training: Training) -> list[keras.callbacks.Callback]:
     callbacks = [keras.callbacks.TerminateOnNaN(), TrainingProgress()]
-    if training.get("early_stopping"):
-        callbacks.append(DelayedEarlyStopping(**training["early_stopping"]))
+    if limits := training.early_stopping.as_dict():
+        callbacks.append(DelayedEarlyStopping(**limits))
     return callbacks
 
 

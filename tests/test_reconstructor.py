@@ -19,7 +19,7 @@ from scipy import sparse
 
 import discern
 from discern.cli.commands import cli
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.experiment.info import describe
 from discern.reconstructor import _PLACES, _SECTIONS, Reconstructor, reconstruct
@@ -175,18 +175,19 @@ def test_sections_and_single_parameters_make_the_same_experiment() -> None:
 
 @pytest.mark.parametrize("preset", ["auto", None])
 def test_parameters_are_those_of_a_file_with_the_same_preset(preset: str | None) -> None:
-    assert Reconstructor(preset=preset, **EXPERIMENT).parameters == canonical_experiment(
-        {**EXPERIMENT, "preset": preset}
+    assert (
+        Reconstructor(preset=preset, **EXPERIMENT).parameters
+        == parse_experiment({**EXPERIMENT, "preset": preset}).as_dict()
     )
 
 
 def test_the_preset_is_the_default() -> None:
     held_out = {"split": {"test_cells": 0.1}}
-    in_file = canonical_experiment({"preset": "auto", "input_ds": held_out, "training": {"seed": 0}})
+    in_file = parse_experiment({"preset": "auto", "input_ds": held_out, "training": {"seed": 0}}).as_dict()
 
     assert Reconstructor().parameters == Reconstructor(preset="auto").parameters == in_file
     published = Reconstructor(preset=None).parameters
-    assert published["model"] == canonical_experiment({"model": DETECTION})["model"]
+    assert published["model"] == parse_experiment({"model": DETECTION}).as_dict()["model"]
     assert "preset" not in published
     given = Reconstructor(layers=[9], max_steps=5, LSN=None).parameters
     assert given["model"]["encoder"]["layers"] == [9]

@@ -1,13 +1,12 @@
 """Reading of `parameters.json` and of the hyperparameter search file.
 
 Everything that can be wrong in such a file is found here, before any work starts, and told in one line: the path of the
-key, what was expected, what came. The rest of the program gets plain dictionaries in one canonical form.
+key, what was expected, what came. The rest of the program gets an `Experiment` or a `SearchFile`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _DEEPEST = 50
+_Section = TypeVar("_Section", bound=Section)
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -42,13 +42,13 @@ class Parameters:
     Attributes:
         path: the file.
         experiments_dir: the folder that holds a folder for each experiment.
-        experiments: canonical form of each experiment, by name (see `canonical_experiment`).
+        experiments: each experiment, by name.
         given: the same as they stand in the file.
     """
 
     path: Path
     experiments_dir: Path
-    experiments: dict[str, dict[str, Any]]
+    experiments: dict[str, Experiment]
     given: dict[str, dict[str, Any]] = field(repr=False)
 
     def folder(self, name: str) -> Path:
@@ -86,20 +86,20 @@ def load_parameters(path: Path) -> Parameters:
             for file in experiment.input_ds.raw_input:
                 _check_raw_path(name, file)
         _check_folder(experiments_dir)
-    return Parameters(path, experiments_dir, {name: _as_dict(value) for name, value in experiments.items()}, given)
+    return Parameters(path, experiments_dir, experiments, given)
 
 
-def canonical_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate one experiment and return it in canonical form.
+def parse_experiment(experiment: Mapping[str, object]) -> Experiment:
+    """Validate one experiment.
 
     Args:
         experiment: EXPERIMENT as in a file, or some of its sections; tuples, paths and numpy numbers are accepted.
 
     Returns:
-        A new dictionary with the sections "input_ds", "model" and "training". Old spellings are translated; `layers`,
-        `norm_type`, `regularization` and `conditional_regularization` are inside `encoder` and `decoder`, in the order
-        in which each applies them; published defaults are filled in. A key that is absent or null, and whose absence
-        means something ("LSN", "fixed_scaling", "GPU", ...), is absent; "output_fn" is always there.
+        The experiment in canonical form. Old spellings are translated; `layers`, `norm_type`, `regularization` and
+        `conditional_regularization` are inside `encoder` and `decoder`, in the order in which each applies them;
+        published defaults are filled in. In its `as_dict()` a key that is absent or null, and whose absence means
+        something ("LSN", "fixed_scaling", "GPU", ...), is absent; "output_fn" is always there.
 
     Raises:
         InvalidInputError: if a value is not what is expected.
@@ -107,15 +107,15 @@ def canonical_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
         UnsupportedError: if it asks for something that exists no more.
 
     Example:
-        >>> model = canonical_experiment({"model": {"layers": [64, 32], "regularization": 0}})["model"]
-        >>> model["decoder"]["layers"], model["decoder"]["regularization"], model["latent_dim"]
+        >>> model = parse_experiment({"model": {"layers": [64, 32], "regularization": 0}}).model
+        >>> model.decoder.layers, model.decoder.regularization, model.latent_dim
         ([32, 64], 0.0, 48)
     """
     check_experiment(experiment)
-    return _as_dict(_validate(Experiment, _jsonlike(experiment)))
+    return _validate(Experiment, _jsonlike(experiment))
 
 
-def check_experiment(experiment: Any) -> None:
+def check_experiment(experiment: object) -> None:
     """Raise unless something is one EXPERIMENT, rather than a whole parameter file or the path of one.
 
     Example:
@@ -136,8 +136,8 @@ def check_experiment(experiment: Any) -> None:
         )
 
 
-def load_search(path: Path) -> dict[str, Any]:
-    """Read and validate a hyperparameter search file; returns its content, less what of `setup` has no effect.
+def load_search(path: Path) -> SearchFile:
+    """Read and validate a hyperparameter search file.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -147,14 +147,17 @@ def load_search(path: Path) -> dict[str, Any]:
     """
     content = read_json(path)
     with _naming(path):
-        parsed = _validate(SearchFile, content)
-        _check_search_space(content["search_space"], Experiment, ("search_space",))
-        for key in content["search_space"]:
-            if key not in ("model", "training"):
-                raise InvalidInputError(
-                    f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed"
-                )
-    return content | {"setup": parsed.setup.given()}
+        return parse_search(content)
+
+
+def parse_search(content: Mapping[str, object]) -> SearchFile:
+    """Validate the content of a hyperparameter search file; raises what `load_search` raises."""
+    search = _validate(SearchFile, content)
+    _check_search_space(search.search_space, Experiment, ("search_space",))
+    for key in search.search_space:
+        if key not in ("model", "training"):
+            raise InvalidInputError(f"search_space.{key}: expected keys of 'model' or 'training': all else is fixed")
+    return search
 
 
 def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
@@ -187,13 +190,7 @@ def schema() -> dict[str, Any]:
         >>> schema()["$defs"]["Filtering"]["properties"]["min_cells"]["description"]
         'A gene is kept if it is detected in at least so many of the kept cells.'
     """
-    from discern.config.descriptions import DESCRIPTIONS
-
-    content = TypeAdapter(ParameterFile | Experiment).json_schema()
-    for section, definition in content["$defs"].items():
-        for key, value in definition["properties"].items():
-            if key in DESCRIPTIONS.get(section, {}):
-                value["description"] = DESCRIPTIONS[section][key]
+    content = TypeAdapter[ParameterFile | Experiment](ParameterFile | Experiment).json_schema()
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "DISCERN parameters"}
     return described | content
 
@@ -343,7 +340,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from None
 
 
-def _validate(section: Any, content: Any, path: tuple[str, ...] = ()) -> Any:
+def _validate(section: type[_Section], content: object, path: tuple[str, ...] = ()) -> _Section:
     try:
         return section.model_validate(content)
     except ValidationError as error:
@@ -390,15 +387,6 @@ def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
         if section is not None:
             return section, get_origin(annotation) is dict
     return None, False
-
-
-def _as_dict(section: Section) -> dict[str, Any]:
-    optional = set(type(section).model_fields) - {"output_fn"}
-    return {
-        key: _as_dict(value) if isinstance(value, Section) else copy.deepcopy(value)
-        for key, value in section
-        if value is not None or key not in optional
-    }
 
 
 def _jsonlike(value: Any, depth: int = 0) -> Any:

@@ -88,10 +88,6 @@ class Setup(Section):
                 )
         return {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
 
-    def given(self) -> dict[str, Any]:
-        """Return the arguments of ray.init that the file gives."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
-
 
 class _OfRay(WithArguments):
     """A class of Ray Tune; arguments that today's class does not take any more are left out when it is made."""
@@ -194,3 +190,7 @@ class SearchFile(Section):
     train_spec: TrainSpec = TrainSpec()
     search_space: Annotated[dict[str, Any], Field(min_length=1)]
     analysis: Analysis = Analysis()
+
+    def given(self) -> dict[str, Any]:
+        """Return what the file says, without defaults."""
+        return self.model_dump(by_alias=True, exclude_unset=True)

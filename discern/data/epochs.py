@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
+
+    from discern.config.schema import Training
 
 
 def cells_of_step(obs: pd.DataFrame, batch_size: int) -> int:
@@ -23,7 +23,7 @@ def cells_of_step(obs: pd.DataFrame, batch_size: int) -> int:
     return min(batch_size, max(2, training // 10)) if training else batch_size
 
 
-def number_of_epochs(training: Mapping[str, Any], obs: pd.DataFrame) -> int:
+def number_of_epochs(training: Training, obs: pd.DataFrame) -> int:
     """Return after how many epochs a training ends: `max_steps`, or fewer if `max_updates` says so.
 
     Args:
@@ -33,14 +33,13 @@ def number_of_epochs(training: Mapping[str, Any], obs: pd.DataFrame) -> int:
     Example:
         >>> import pandas as pd
         >>> obs = pd.DataFrame({"split": ["train"] * 1000})
-        >>> number_of_epochs({"batch_size": 50, "max_steps": 75, "max_updates": 110}, obs)
+        >>> from discern.config.schema import Training
+        >>> number_of_epochs(Training(batch_size=50, max_steps=75, max_updates=110), obs)
         6
-        >>> number_of_epochs({"batch_size": 50, "max_steps": 75}, obs)
+        >>> number_of_epochs(Training(batch_size=50, max_steps=75), obs)
         75
     """
-    epochs: int = training["max_steps"]
-    if training.get("max_updates") is None:
-        return epochs
-    steps = max(1, int((obs["split"] == "train").sum()) // cells_of_step(obs, training["batch_size"]))
-    most: int = training["max_updates"]
-    return min(epochs, -(-most // steps))
+    if training.max_updates is None:
+        return training.max_steps
+    steps = max(1, int((obs["split"] == "train").sum()) // cells_of_step(obs, training.batch_size))
+    return min(training.max_steps, -(-training.max_updates // steps))

@@ -82,7 +82,7 @@ def _take_over(parameters: Parameters, name: str, copy: Path) -> None:
 def _changes(parameters: Parameters, name: str, copy: Path) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys that differ, with the value in the folder's copy and that in the user's file."""
     (processed,) = load_parameters(copy).experiments.values()
-    before, after = dict(_flat(processed)), dict(_flat(parameters.experiments[name]))
+    before, after = (dict(_flat(experiment.as_dict())) for experiment in (processed, parameters.experiments[name]))
     return {
         key: (before.get(key), after.get(key))
         for key in dict.fromkeys([*before, *after])

@@ -51,11 +51,11 @@ def evaluate(
     """
     from discern.data.processed import DISCERNData
     from discern.evaluation.report import render
-    from discern.experiment.folder import setup_exp
+    from discern.experiment.folder import open_experiment
 
     exp_folder = Path(exp_folder)
-    model, experiment = setup_exp(exp_folder)
-    data = DISCERNData.from_folder(exp_folder, experiment.get("training", {}).get("batch_size", 192))
+    model, experiment = open_experiment(exp_folder)
+    data = DISCERNData.from_folder(exp_folder, experiment.training.batch_size)
     comparison = Comparison.choose(data.obs, reference, sources, label)
     markers = find_genes(genes, data.var)
     if label is None:

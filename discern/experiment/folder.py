@@ -12,11 +12,12 @@ from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.folder.locks import recover
 
 if TYPE_CHECKING:
+    from discern.config.schema import Experiment
     from discern.data.processed import DISCERNData
     from discern.model.estimator import DISCERN
 
 
-def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
+def open_experiment(exp_folder: Path) -> tuple[DISCERN, Experiment]:
     """Read an experiment's parameters, set up threads and GPUs, and make its estimator.
 
     Args:
@@ -33,18 +34,24 @@ def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
     if not ExperimentFolder(exp_folder).parameters.is_file():
         raise MissingFileError(f"{exp_folder} holds no processed experiment: run `discern process` first")
     (experiment,) = load_parameters(ExperimentFolder(exp_folder).parameters).experiments.values()
-    training = experiment.get("training", {})
+    training = experiment.training
 
     from discern.runtime.devices import start_tensorflow
 
-    gpus = training.get("GPU")
+    gpus = training.GPU
     if gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
         gpus = None  # the runner, Ray or the user has chosen; TensorFlow counts those from 0
-    start_tensorflow(training.get("parallel_pc"), gpus)
+    start_tensorflow(training.parallel_pc, gpus)
 
     from discern.model.estimator import DISCERN
 
-    return DISCERN.from_json(experiment), experiment
+    return DISCERN.from_experiment(experiment), experiment
+
+
+def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
+    """Do what `open_experiment` does; the parameters are a dictionary, as in a file."""
+    model, experiment = open_experiment(exp_folder)
+    return model, experiment.as_dict()
 
 
 def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) -> DISCERNData:

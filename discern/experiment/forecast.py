@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 from anndata.io import read_elem
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from discern.config.reading import Parameters
+    from discern.config.schema import Model
     from discern.experiment.new_input import NewInput, Wanted
 
 
@@ -73,7 +74,7 @@ def of_process(parameters: Parameters, name: str, with_tfrecords: bool = True) -
     """
     check_inputs(parameters, name)
     folder, entries = parameters.folder(name), 0
-    for file in parameters.experiments[name]["input_ds"]["raw_input"]:
+    for file in parameters.experiments[name].input_ds.raw_input or ():
         path = Path(file)
         found = _stored_entries(path)
         entries += found[2] if found else 0
@@ -101,26 +102,26 @@ def of_train(parameters: Parameters, name: str) -> Iterator[str]:
         MissingFileError: If it is not processed yet.
     """
     folder, experiment = ExperimentFolder(parameters.folder(name)), parameters.experiments[name]
-    cells, training = _processed(folder), experiment["training"]
+    cells, training = _processed(folder), experiment.training
     epochs, done = number_of_epochs(training, cells.obs), epochs_trained(folder.job) or 0
-    at_once = cells_of_step(cells.obs, training["batch_size"])
+    at_once = cells_of_step(cells.obs, training.batch_size)
     steps = max(1, int((cells.obs["split"] == "train").sum()) // at_once)
     left = max(0, epochs - done)
     yield _line("reads", f"{folder.cells}: {_shape(cells)}")
     if left:
         begin = f"goes on after epoch {done} of" if done else "from the beginning to epoch"
         yield _line("trains", f"{begin} {epochs}: {left * steps:,} steps of {at_once} cells")
-        pictures = ", job/UMAP/" if training.get("visualisation", True) else ""
+        pictures = "" if training.visualisation is False else ", job/UMAP/"
         yield _line("makes", f"{folder.path}: job/last_model.h5, job/history.json, logs for TensorBoard{pictures}")
     else:
         yield _line("trains", f"nothing: the model has been trained for {done} of {epochs} epochs")
         return
-    weights = _weights(experiment, cells)
+    weights = _weights(experiment.model, cells)
     held = 16.0 * weights + at_once * cells.n_genes * 48.0 + cells.nbytes
     step = _STEP_OF_A_WEIGHT * weights * at_once / (_FLOP_A_SECOND * available_cpus())
     yield from _cost("train", held, _STARTS_AFTER + left * steps * step)
-    if training.get("GPU"):
-        yield _line("GPU", f"{training['GPU']}: faster than that, if this machine has it")
+    if training.GPU:
+        yield _line("GPU", f"{training.GPU}: faster than that, if this machine has it")
 
 
 def of_project(
@@ -158,7 +159,7 @@ def of_project(
     files = projection_targets(targets, reference, suffix, cells.obs)
     yield _line("reads", f"{folder.cells}: {_shape(cells)}")
     yield _line("reads", f"{folder.job}: the model")
-    weights = _weights(parameters.experiments[name], cells)
+    weights = _weights(parameters.experiments[name].model, cells)
     held = 4.0 * weights + cells.nbytes
     output = OutputFormat(layers, dtype, suffix)
     yield from _projecting(files, folder.projected, output, len(cells.obs), cells.n_genes, held)
@@ -185,7 +186,7 @@ def of_new_cells(parameters: Parameters, name: str, new: NewInput, wanted: Wante
         yield _line(
             "makes", f"{folder.seen_cells}, for which the experiment's own {len(cells.obs):,} cells are encoded"
         )
-    weights = _weights(parameters.experiments[name], cells)
+    weights = _weights(parameters.experiments[name].model, cells)
     place = new.output or folder.projected / dataset_name(new.file)
     yield from _new_cells(new, files, place, wanted, cells.n_genes, 4.0 * weights)
 
@@ -255,10 +256,9 @@ def _shape(cells: _Cells) -> str:
     return f"{len(cells.obs):,} cells x {cells.n_genes:,} genes"
 
 
-def _weights(experiment: dict[str, Any], cells: _Cells) -> int:
-    model = experiment["model"]
+def _weights(model: Model, cells: _Cells) -> int:
     n_labels = len(cells.obs["batch"].cat.categories)
-    return count_weights(model["encoder"], model["decoder"], model["latent_dim"], cells.n_genes, n_labels)
+    return count_weights(model.encoder.sizes, model.decoder.sizes, model.latent_dim, cells.n_genes, n_labels)
 
 
 def _processed(folder: ExperimentFolder) -> _Cells:

@@ -172,7 +172,7 @@ def _ends(level: str, text: str) -> bool:
 
 def _next(folder: Path, file: Path, obs: pd.DataFrame, trained: bool) -> Iterator[str]:
     parameters = load_parameters(file)
-    training = parameters.experiments[_name_of(folder, parameters)]["training"]
+    training = parameters.experiments[_name_of(folder, parameters)].training
     epochs, wanted = epochs_trained(ExperimentFolder(folder).job), number_of_epochs(training, obs)
     if epochs is None or epochs < wanted:
         yield f"discern train {file}" + (f"  (goes on with epoch {epochs + 1} of {wanted})" if epochs else "")

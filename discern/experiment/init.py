@@ -14,7 +14,7 @@ import numpy as np
 from anndata.io import read_elem
 
 from discern.config.presets import TEST_CELLS
-from discern.config.reading import canonical_experiment, load_parameters
+from discern.config.reading import load_parameters, parse_experiment
 from discern.data import chunks
 from discern.data.chunks import track_blocks
 from discern.data.containers import open_hdf5
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     import anndata
     import pandas as pd
+
+    from discern.config.schema import Experiment
 
 
 _USUAL_COLUMNS = (
@@ -287,7 +289,7 @@ def write_parameters(
             if types
             else "cell types: no obs column found; --label names it, if there is one",
             *(f"{key}: {value} ({reason})" for key, value, reason in reasons),
-            _memory(found, canonical_experiment(experiment)),
+            _memory(found, parse_experiment(experiment)),
             *(f"LOOK: {note}" for note in notes),
             "",
             f"wrote {output}; next:",
@@ -306,8 +308,8 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         An EXPERIMENT of parameters.json, and for each choice its key, its value and the reason.
     """
     min_genes, why_genes = _min_genes(found.genes_per_cell)
-    filled_in = canonical_experiment({"preset": "auto"})
-    network, training = filled_in["model"], filled_in["training"]
+    filled_in = parse_experiment({"preset": "auto"})
+    network, training = filled_in.model, filled_in.training
     gpus = [0] if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")) else []
     cpus = available_cpus()
     experiment = {
@@ -320,8 +322,8 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
         },
         "training": {"GPU": gpus, "parallel_pc": cpus, "seed": 0},
     }
-    recipe = f"fills in what the file lacks: layers {network['encoder']['layers']}, {training['max_steps']} epochs or "
-    recipe += f"{training['max_updates']:,} updates of the weights, ..."
+    recipe = f"fills in what the file lacks: layers {network.encoder.layers}, {training.max_steps} epochs or "
+    recipe += f"{training.max_updates:,} updates of the weights, ..."
     reasons = [
         ("preset", "auto", f"did best on held-out cells of real data; {recipe}"),
         ("min_genes", min_genes, why_genes),
@@ -351,14 +353,14 @@ def _min_genes(genes_per_cell: Mapping[str, np.ndarray]) -> tuple[int, str]:
     return max(1, tenths[worst] // step * step), f"{_MIN_GENES} would lose {lost:.0%} of {worst}"
 
 
-def _memory(found: Survey, experiment: Mapping[str, Any]) -> str:
-    """Say what a canonical experiment needs."""
-    layers, genes = experiment["model"]["encoder"]["layers"], found.n_genes
+def _memory(found: Survey, experiment: Experiment) -> str:
+    """Say what an experiment needs."""
+    layers, genes = experiment.model.encoder.sizes, found.n_genes
     hidden = sum(a * b for a, b in itertools.pairwise(layers)) * 2
     weights = 3 * genes * layers[0] + hidden
     cells = found.n_values * 8
     streamed = cells > chunks.memory_budget()
-    training = 16 * weights + experiment["training"]["batch_size"] * genes * 4 * 12
+    training = 16 * weights + experiment.training.batch_size * genes * 4 * 12
     output = found.n_cells * genes * 8
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     held = "read block by block" if streamed else f"about {size_text(3 * cells)} while they are processed"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discern.data.chunks import memory_budget
 from discern.errors import InvalidInputError
-from discern.experiment.folder import load_experiment, require_model, setup_exp
+from discern.experiment.folder import load_experiment, open_experiment, require_model
 from discern.folder.layout import ExperimentFolder
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import anndata as ad
 
+    from discern.config.schema import Experiment
     from discern.experiment.new_input import NewInput, Wanted
     from discern.model.estimator import DISCERN
     from discern.model.known import Known
@@ -50,7 +51,7 @@ def project_new_cells(exp_folder: Path, new: NewInput, wanted: Wanted) -> list[P
         UserError: If there is no model, or the cells do not fit it; nothing is written then.
     """
     exp_folder = Path(exp_folder)
-    model, experiment = setup_exp(exp_folder)
+    model, experiment = open_experiment(exp_folder)
     require_model(exp_folder)
     known = genes_of_experiment(ExperimentFolder(exp_folder))
     targets = wanted.targets(known.batches)
@@ -85,7 +86,7 @@ def _references(targets: Mapping[str, tuple[str | None, str | None]]) -> list[st
     return list(dict.fromkeys(value or None for _, value in targets.values()))
 
 
-def read_new_cells(new: NewInput, known: Known, experiment: Mapping[str, Any]) -> ProjectionRecipe:
+def read_new_cells(new: NewInput, known: Known, experiment: Experiment) -> ProjectionRecipe:
     """Read raw cells, find the model's genes in them and their batches; they are not processed yet."""
     cells = _read(new.file, frozenset(known.genes.index))
     source = Source(new.batch_column)

@@ -15,7 +15,7 @@ from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.records import write_records
 from discern.errors import InvalidInputError, MissingFileError
-from discern.experiment.folder import setup_exp
+from discern.experiment.folder import open_experiment
 from discern.experiment.runner import DISCERNRunner
 from discern.experiment.train import training_callbacks
 from discern.folder.layout import ExperimentFolder
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from discern.config.reading import Parameters
+    from discern.config.schema import Experiment
     from discern.model.training import Metrics
 
 _LOGGER = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _prepare_new_state(
     work: Path,
 ) -> None:
     """Make all that will be in the experiment's folder in `work/new`."""
-    trained, experiment = setup_exp(exp_folder)
+    trained, experiment = open_experiment(exp_folder)
     trained.restore_model(ExperimentFolder(exp_folder).job)
     cells = _add_cells(exp_folder, files, fill_missing_genes, trained, experiment, work)
     _train(trained, experiment, cells, freeze, work / "new")
@@ -129,11 +130,11 @@ def _add_cells(
     files: Sequence[str | Path] | Mapping[str, str | None],
     fill_missing_genes: bool,
     trained: DISCERN,
-    experiment: Mapping[str, Any],
+    experiment: Experiment,
     work: Path,
 ) -> DISCERNData:
     """Process new cells, write them together with the old ones to `work/new` and return them."""
-    batch_size = experiment["training"]["batch_size"]
+    batch_size = experiment.training.batch_size
     reference = DISCERNData.from_folder(exp_folder, batch_size)
     trained.prepare_projection(reference)
     recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
@@ -142,19 +143,19 @@ def _add_cells(
     save_data(processed, cells, reference)
     if ExperimentFolder(exp_folder).records.is_dir():
         both = DISCERNData.read_h5ad(processed, batch_size)
-        write_records(both, ExperimentFolder(work / "new").records, seed=experiment["input_ds"]["split"]["split_seed"])
+        write_records(both, ExperimentFolder(work / "new").records, seed=experiment.input_ds.split.split_seed)
     return cells
 
 
-def _train(trained: DISCERN, experiment: Mapping[str, Any], cells: DISCERNData, freeze: bool, folder: Path) -> None:
+def _train(trained: DISCERN, experiment: Experiment, cells: DISCERNData, freeze: bool, folder: Path) -> None:
     """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
-    callbacks = training_callbacks(experiment["training"], folder, cells)
+    callbacks = training_callbacks(experiment.training, folder, cells)
     train_further(trained, experiment, cells, freeze, callbacks, ExperimentFolder(folder).job)
 
 
 def train_further(
     trained: DISCERN,
-    experiment: Mapping[str, Any],
+    experiment: Experiment,
     cells: DISCERNData,
     freeze: bool,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -176,8 +177,8 @@ def train_further(
     Raises:
         InvalidInputError: If with `freeze` nothing would be trained, or the training diverges.
     """
-    training = experiment["training"]
-    model = DISCERN.from_json(experiment)
+    training = experiment.training
+    model = DISCERN.from_experiment(experiment)
     model.begin(cells)
     with model.strategy.scope():
         update_model(trained.wae_model, model.wae_model, freeze)

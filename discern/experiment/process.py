@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from discern.config.reading import Parameters
+    from discern.config.schema import Experiment
 
 
 def process(
@@ -65,8 +66,7 @@ def process(
         if force or not _holds_results(folder) or (ask and ask(f"{folder} has been processed before. Replace it?")):
             place = folder if ray_address is None else folder.absolute()
             arguments = (place, parameters.given[name], experiment, copy_original, with_tfrecords)
-            cpus = experiment["input_ds"].get("n_cpus_preprocessing", 1)
-            tasks[name] = Task(make_experiment, arguments, cpus)
+            tasks[name] = Task(make_experiment, arguments, experiment.input_ds.n_cpus_preprocessing or 1)
         else:
             results[name] = InvalidInputError(f"{folder} has been processed before; --force replaces it and its model")
     if ray_address is not None:
@@ -89,7 +89,7 @@ def check_inputs(parameters: Parameters, name: str) -> None:
     experiment, folder = parameters.experiments[name], parameters.folder(name)
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder}: expected a folder or nothing, this is a file")
-    raw = [Path(path) for path in experiment["input_ds"]["raw_input"]]
+    raw = [Path(path) for path in experiment.input_ds.raw_input or ()]
     missing = [str(path) for path in raw if not path.exists()]
     if missing:
         raise MissingFileError(f"{name}: raw_input: no such file: {', '.join(missing)} (paths start at {Path.cwd()})")
@@ -99,19 +99,19 @@ def check_inputs(parameters: Parameters, name: str) -> None:
             inside = path.resolve().relative_to(folder.resolve())
             if inside.parts and is_output(inside.parts[0]):
                 raise InvalidInputError(f"{name}: raw_input: {path} is an output of the experiment: copy it elsewhere")
-    if "hyperparameter_search" in experiment:
-        load_search(Path(experiment["hyperparameter_search"]))
+    if experiment.hyperparameter_search is not None:
+        load_search(Path(experiment.hyperparameter_search))
 
 
 def make_experiment(
-    folder: Path, given: dict[str, Any], experiment: dict[str, Any], copy_original: bool, with_tfrecords: bool
+    folder: Path, given: dict[str, Any], experiment: Experiment, copy_original: bool, with_tfrecords: bool
 ) -> Path:
     """Make the folder of one experiment and put it in place of a former one.
 
     Args:
         folder: EXPERIMENTS_DIR/NAME.
         given: the experiment as the user wrote it; becomes `parameters.json`.
-        experiment: its canonical form.
+        experiment: the same, validated.
         copy_original: copy the raw files to `original_data/`.
         with_tfrecords: write `TF_records/`.
 
@@ -129,11 +129,11 @@ def make_experiment(
         with replacing(place) as partial:
             partial.mkdir()
             ExperimentFolder(partial).parameters.write_text(json.dumps(given, indent=4))
-            if "hyperparameter_search" in experiment:
-                shutil.copyfile(experiment["hyperparameter_search"], partial / "hyperparameter_search.json")
+            if experiment.hyperparameter_search is not None:
+                shutil.copyfile(experiment.hyperparameter_search, partial / "hyperparameter_search.json")
             if copy_original:
                 _copy_all(
-                    [Path(path) for path in experiment["input_ds"]["raw_input"]],
+                    [Path(path) for path in experiment.input_ds.raw_input or ()],
                     ExperimentFolder(partial).original_data,
                 )
             read_process_serialize(partial, with_tfrecords=with_tfrecords)
@@ -178,7 +178,7 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _cpu_budget(parameters: Parameters, names: Sequence[str]) -> int:
-    wanted = [parameters.experiments[name]["input_ds"].get("n_cpus_preprocessing") for name in names]
+    wanted = [parameters.experiments[name].input_ds.n_cpus_preprocessing for name in names]
     if None in wanted:
         return available_cpus()
     return clamp_cpus(max(count for count in wanted if count is not None), "input_ds.n_cpus_preprocessing")

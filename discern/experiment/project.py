@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from discern.data.annotation import CheckMetaData, parse_metadata
-from discern.experiment.folder import load_experiment, require_model, setup_exp
+from discern.experiment.folder import load_experiment, open_experiment, require_model
 from discern.folder.layout import ExperimentFolder
 from discern.model.targets import RESULTS, OutputFormat
 
@@ -47,7 +47,7 @@ def run_projection(
     OutputFormat(layers, dtype, suffix)
     targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
     exp_folder = Path(exp_folder)
-    model, _ = setup_exp(exp_folder)
+    model, _ = open_experiment(exp_folder)
     require_model(exp_folder)
     data = load_experiment(exp_folder, infile, batch_size=1)  # which only the training would use
     if all_batches:

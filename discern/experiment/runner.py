@@ -19,6 +19,8 @@ from discern.runtime.tasks import Share, Task, run_here, run_in_processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from discern.config.schema import Experiment, Training
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -133,7 +135,7 @@ class DISCERNRunner:
         self,
         func: Callable[..., list[Path]],
         folders: Mapping[str, Path],
-        experiments: Mapping[str, Mapping[str, Any]],
+        experiments: Mapping[str, Experiment],
         kwargs: Mapping[str, Any],
     ) -> dict[str, list[Path] | Exception]:
         if not folders:
@@ -141,9 +143,7 @@ class DISCERNRunner:
         if self.debug:
             name = next(iter(folders))
             return {name: _locked_run(folders[name], func, kwargs)}
-        tasks = {
-            name: _task(folder, func, kwargs, experiments[name].get("training", {})) for name, folder in folders.items()
-        }
+        tasks = {name: _task(folder, func, kwargs, experiments[name].training) for name, folder in folders.items()}
         if self.ray_address is not None:
             return run_on_ray(self.ray_address, tasks)
         gpus = self._usable_gpus(experiments) if len(tasks) > 1 else []
@@ -151,10 +151,10 @@ class DISCERNRunner:
             return run_in_processes(tasks, [Share(gpu=gpu) for gpu in gpus], "experiments")
         return run_here(tasks)
 
-    def _usable_gpus(self, experiments: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    def _usable_gpus(self, experiments: Mapping[str, Experiment]) -> list[int]:
         if self.gpus is not None:
             return list(self.gpus)
-        if not any(experiment.get("training", {}).get("GPU") for experiment in experiments.values()):
+        if not any(experiment.training.GPU for experiment in experiments.values()):
             return []
         import tensorflow as tf
 
@@ -173,7 +173,7 @@ def _step(name: str) -> tuple[Callable[..., list[Path]], dict[str, Any]]:
     return steps[name]
 
 
-def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def _experiments(folders: Mapping[str, Path]) -> dict[str, Experiment]:
     """Return the parameters of processed experiments."""
     found = {}
     for name, folder in folders.items():
@@ -184,11 +184,9 @@ def _experiments(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _task(
-    folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Mapping[str, Any]
-) -> Task:
+def _task(folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Training) -> Task:
     arguments = (folder.absolute(), func, kwargs)
-    return Task(_locked_run, arguments, cpus=training.get("parallel_pc") or 1, gpus=len(training.get("GPU", ())))
+    return Task(_locked_run, arguments, cpus=training.parallel_pc or 1, gpus=len(training.GPU or ()))
 
 
 def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:

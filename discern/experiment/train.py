@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discern.data.epochs import number_of_epochs
-from discern.experiment.folder import has_model, load_experiment, setup_exp
+from discern.experiment.folder import has_model, load_experiment, open_experiment
 from discern.folder.layout import ExperimentFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import keras
 
+    from discern.config.schema import Training
     from discern.data.processed import DISCERNData
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def training_callbacks(training: Mapping[str, Any], folder: Path, data: DISCERNData) -> list[Any]:
+def training_callbacks(training: Training, folder: Path, data: DISCERNData) -> list[keras.callbacks.Callback]:
     """Return the callbacks that the `training` section of an experiment asks for; see `create_callbacks`."""
     from discern.model.callbacks import create_callbacks
 
     return create_callbacks(
-        training.get("early_stopping"),
+        training.early_stopping.as_dict(),
         folder,
-        inputdata=data if training.get("visualisation", True) else None,
+        inputdata=None if training.visualisation is False else data,
         profile_batch=0,
-        freq_of_viz=training.get("freq", 30),
+        freq_of_viz=training.freq or 30,
     )
 
 
@@ -46,9 +47,9 @@ def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Pa
         UserError: If the folder, the data or the model cannot be used; nothing is changed then.
     """
     exp_folder = Path(exp_folder)
-    model, experiment = setup_exp(exp_folder)
-    training = experiment["training"]
-    data = load_experiment(exp_folder, input_path, training["batch_size"])
+    model, experiment = open_experiment(exp_folder)
+    training = experiment.training
+    data = load_experiment(exp_folder, input_path, training.batch_size)
     epochs = number_of_epochs(training, data.obs)
     job = ExperimentFolder(exp_folder).job
 

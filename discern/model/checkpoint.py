@@ -332,7 +332,7 @@ def epochs(found: ModelFile) -> int:
     except MissingFileError:
         _LOGGER.warning("%s: without parameters.json it is not known for how many epochs it was trained", found.path)
         return 0
-    steps: int = int(found.total_number_cells) // experiment["training"]["batch_size"]
+    steps = int(found.total_number_cells) // experiment.training.batch_size
     return round((found.iterations or 0) / max(steps, 1))
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from discern.config.reading import canonical_experiment, check_experiment, load_parameters
+from discern.config.reading import check_experiment, load_parameters, parse_experiment
+from discern.config.schema import Model, Training
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, NotBuiltError, UnknownNameError, nearest
 from discern.folder import layout
@@ -33,13 +34,16 @@ if TYPE_CHECKING:
     import anndata
     from numpy.typing import ArrayLike
 
+    from discern.config.schema import Experiment
     from discern.data.chunks import Matrix
-    from discern.networks.autoencoder import WAE
+    from discern.networks.autoencoder import WAE, Activation
 
 _LOGGER = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 _OF_SIDE = ("layers", "norm_type", "regularization", "conditional_regularization")
+_MODEL = Model()  # the published defaults
+_OF_TRAINING = ("optimizer", "precision", "seed", "distribute", "thin_counts")
 
 
 class DISCERN:
@@ -93,16 +97,16 @@ class DISCERN:
     def __init__(
         self,
         *positional: Any,
-        latent_dim: int = 48,
+        latent_dim: int = _MODEL.latent_dim,
         encoder: Mapping[str, Any] | None = None,
         decoder: Mapping[str, Any] | None = None,
-        activation_fn: Any = "tensorflow_addons.activations.mish",
-        output_fn: Any = None,
+        activation_fn: Activation = _MODEL.activation_fn,
+        output_fn: Activation | None = None,
         reconstruction_loss: Mapping[str, Any] | None = None,
         crossentropy: Mapping[str, Any] | None = None,
-        wae_lambda: float = 1500.0,
-        weighting_decoder_dropout: float = 0.0,
-        weighting_random_encoder: float = 1e-8,
+        wae_lambda: float = _MODEL.wae_lambda,
+        weighting_decoder_dropout: float = _MODEL.weighting_decoder_dropout,
+        weighting_random_encoder: float = _MODEL.weighting_random_encoder,
         optimizer: Mapping[str, Any] | None = None,
         output_lsn: float | None = None,
         xla: bool = False,
@@ -129,31 +133,19 @@ class DISCERN:
                     raise UnknownNameError(
                         f"{side} has no key {key!r}{nearest(str(key), _OF_SIDE)}; it may have {', '.join(_OF_SIDE)}"
                     )
-        norms = ["conditionallayernorm"] * 3
         self.latent_dim = latent_dim
-        block = {"layers": [1024, 512, 256], "norm_type": norms, "regularization": 0.4}
-        self.encoder_config: dict[str, Any] = block | dict(encoder or {})
-        block = {"layers": [256, 512, 1024], "norm_type": norms, "regularization": 0.0}
-        self.decoder_config: dict[str, Any] = block | dict(decoder or {})
+        self.encoder_config: dict[str, Any] = _MODEL.encoder.as_dict() | dict(encoder or {})
+        self.decoder_config: dict[str, Any] = _MODEL.decoder.as_dict() | dict(decoder or {})
         self.activation_fn = activation_fn
         self.output_fn = output_fn
-        self.reconstruction_loss = dict(reconstruction_loss or {"name": "HuberLoss", "delta": 9.0})
+        self.reconstruction_loss = dict(reconstruction_loss or _MODEL.reconstruction_loss.as_dict())
         self.crossentropy = dict(crossentropy or {})
         self.wae_lambda = wae_lambda
         self.weighting_decoder_dropout = weighting_decoder_dropout
         self.weighting_random_encoder = weighting_random_encoder
         self.weighting_batch_mmd = weighting_batch_mmd
         self.thin_counts = thin_counts
-        self.optimizer_config = dict(
-            optimizer
-            or {
-                "algorithm": "tensorflow_addons.optimizers.RectifiedAdam",
-                "learning_rate": 1e-3,
-                "beta_1": 0.85,
-                "beta_2": 0.95,
-                "amsgrad": False,
-            }
-        )
+        self.optimizer_config = dict(optimizer or Training().optimizer.as_dict())
         self.output_lsn = output_lsn
         self.xla = xla
         self.precision = precision
@@ -186,18 +178,17 @@ class DISCERN:
         for section in () if jsondata.get("preset") else ("model", "training"):
             if section not in jsondata:
                 raise UnknownNameError(f"the experiment lacks the section {section!r}; it has {', '.join(jsondata)}")
-        experiment = canonical_experiment(dict(jsondata))
-        training = experiment.get("training", {})
-        scale = experiment.get("input_ds", {}).get("scale") or {}
+        return cls.from_experiment(parse_experiment(jsondata))
+
+    @classmethod
+    def from_experiment(cls, experiment: Experiment) -> DISCERN:
+        """Make an estimator from an experiment that has been read."""
+        training = experiment.training.as_dict()
         return cls(
-            **experiment.get("model", {}),
-            optimizer=training.get("optimizer"),
-            output_lsn=scale.get("LSN"),
-            xla=training.get("XLA", False),
-            precision=training.get("precision", "float32"),
-            seed=training.get("seed"),
-            distribute=training.get("distribute", "none"),
-            thin_counts=training.get("thin_counts", 1.0),
+            **experiment.model.as_dict(),
+            **{key: training[key] for key in _OF_TRAINING if key in training},
+            output_lsn=experiment.input_ds.scale.LSN,
+            xla=experiment.training.XLA,
         )
 
     @property
@@ -325,7 +316,8 @@ class DISCERN:
         _check_positive("latent_dim", self.latent_dim, whole=True)
         if self.precision not in PRECISIONS:
             raise InvalidInputError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
-        check_network_fits(self.encoder_config, self.decoder_config, self.latent_dim, n_genes, n_labels)
+        encoder, decoder = self.encoder_config["layers"], self.decoder_config["layers"]
+        check_network_fits(encoder, decoder, self.latent_dim, n_genes, n_labels)
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         with self.strategy.scope():
@@ -756,7 +748,7 @@ def load_model_from_directory(directory: Path) -> tuple[WAE | None, int]:
         stored = checkpoint.described_experiment(path) or stored_experiment(path)
         if stored is None:
             raise
-        experiment = canonical_experiment(stored)
-    estimator = DISCERN.from_json(experiment)
+        experiment = parse_experiment(stored)
+    estimator = DISCERN.from_experiment(experiment)
     estimator.restore_model(directory)
     return estimator.wae_model, estimator.start_step

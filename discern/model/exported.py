@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 from anndata.io import read_elem, write_elem
 
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.data.processed import LEFT_OUT
 from discern.data.scaling import parse_mean_var
 from discern.data.structure import check_format, check_texts, number
@@ -30,6 +30,7 @@ from discern.runtime.hdf5 import OutputFile
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from discern.config.schema import Experiment
     from discern.model.trained import TrainedNetwork
 
 
@@ -46,13 +47,13 @@ class ExportedModel:
 
     Attributes:
         path: The file.
-        parameters: The experiment's, in canonical form; without the names of its raw files.
+        parameters: The experiment's, without the names of its raw files.
         known: What is known of the cells that the model has seen.
         card: What it was trained on, its figures and its licence.
     """
 
     path: Path
-    parameters: dict[str, Any]
+    parameters: Experiment
     known: Known
     card: dict[str, Any]
 
@@ -130,7 +131,7 @@ def read(path: Path) -> ExportedModel:
         if found.scaling is None or found.genes != list(genes.index) or found.batches != known.batches:
             raise ValueError("its genes and batches are not those of its network")
     try:
-        parameters = canonical_experiment(given)
+        parameters = parse_experiment(given)
     except UserError as error:
         raise type(error)(f"{path}: parameters: {error}") from error
     return ExportedModel(path, parameters, known, card)
@@ -155,7 +156,7 @@ def estimator(model: ExportedModel) -> DISCERN:
     Raises:
         InvalidInputError: If they do not fit, or are nothing to calculate with.
     """
-    made = DISCERN.from_json(model.parameters)
+    made = DISCERN.from_experiment(model.parameters)
     made.restore_file(model.path)
     latent = int(made.decoder.inputs[0].shape[-1])
     for seen in model.known.seen.values():

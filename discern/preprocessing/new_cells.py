@@ -25,6 +25,7 @@ from discern.preprocessing.recipe import WAERecipe
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from discern.config.schema import Experiment
     from discern.data.chunks import Matrix
 
 _LOGGER = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ class ProjectionRecipe(OnlineWAERecipe):
         self,
         genes: pd.DataFrame,
         uns: Mapping[str, Any],
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | Experiment,
         name: str,
         cells: ad.AnnData,
         source: Source = _ANY_SOURCE,

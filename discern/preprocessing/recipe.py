@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.config.reading import canonical_experiment, check_experiment, load_parameters, read_json
+from discern.config.reading import check_experiment, load_parameters, parse_experiment, read_json
+from discern.config.schema import Experiment
 from discern.data.annotation import as_text, check_columns
 from discern.data.chunks import is_lazy, track_blocks
 from discern.data.processed import FORMAT, LEFT_OUT, DISCERNData
@@ -84,15 +85,16 @@ class WAERecipe:
 
     def __init__(
         self,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | Experiment,
         inputs: Mapping[str, ad.AnnData] | ad.AnnData | None = None,
         input_files: Sequence[str | Path] | Mapping[str, Any] | None = None,
         n_jobs: int = -1,
     ):
-        check_experiment(params)
-        given = dict(params) if "input_ds" in params else {"input_ds": dict(params)}
-        self._experiment = canonical_experiment(given)
-        self.params: dict[str, Any] = self._experiment["input_ds"]
+        if not isinstance(params, Experiment):
+            check_experiment(params)
+            params = parse_experiment(params if "input_ds" in params else {"input_ds": dict(params)})
+        self._experiment = params
+        self.params: dict[str, Any] = params.input_ds.as_dict()
         self._n_jobs = n_jobs
         unnamed = isinstance(inputs, ad.AnnData)
         inputs = {_UNNAMED: inputs} if isinstance(inputs, ad.AnnData) else dict(inputs or {})
@@ -116,7 +118,7 @@ class WAERecipe:
         return f"<{type(self).__name__}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, {batches} batches, {state}>"
 
     def _of_recipe(self, adata: ad.AnnData) -> DISCERNData:
-        return DISCERNData.in_progress(adata, self._experiment["training"]["batch_size"])
+        return DISCERNData.in_progress(adata, self._experiment.training.batch_size)
 
     def _merged(self, inputs: Mapping[str, ad.AnnData], columns: Mapping[str, BatchColumn]) -> ad.AnnData:
         merged, _ = merge_data_sets(inputs, columns)
@@ -131,8 +133,7 @@ class WAERecipe:
                 folder.
         """
         (experiment,) = load_parameters(ExperimentFolder(Path(job_dir)).parameters).experiments.values()
-        wanted = experiment["input_ds"].get("n_cpus_preprocessing")
-        return cls(experiment, n_jobs=clamp_cpus(wanted, "n_cpus_preprocessing"))
+        return cls(experiment, n_jobs=clamp_cpus(experiment.input_ds.n_cpus_preprocessing, "n_cpus_preprocessing"))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -485,9 +486,9 @@ class WAERecipe:
         named = any(column is not None for column in self._raw_input.values())
         section = {**self.params, "raw_input": self._raw_input if named else list(self._raw_input)}
         if not file.exists():
-            return {**self._experiment, "input_ds": section}
+            return self._experiment.as_dict() | {"input_ds": section}
         content = read_json(file)
-        if canonical_experiment(content)["input_ds"] in (section, self.params):
+        if parse_experiment(content).input_ds.as_dict() in (section, self.params):
             return None
         _LOGGER.warning("%s: is of another preprocessing; its input_ds is replaced", file)
         return {**content, "input_ds": section}

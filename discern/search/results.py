@@ -21,6 +21,8 @@ from discern.search.space import with_values
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from discern.config.schema import Experiment
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -83,7 +85,7 @@ def best(outcomes: Sequence[Outcome], metric: str, mode: str) -> Outcome | None:
 
 def write_report(
     folder: Path,
-    experiment: Mapping[str, Any],
+    experiment: Experiment,
     experiments_dir: Path,
     outcomes: Sequence[Outcome],
     metric: str,
@@ -96,7 +98,7 @@ def write_report(
 
     Args:
         folder: EXPERIMENTS_DIR/NAME.
-        experiment: its parameters in canonical form.
+        experiment: its parameters.
         experiments_dir: as it stands in the parameter file.
         outcomes: the trials.
         metric: the figure that tells the best.
@@ -131,20 +133,16 @@ def write_report(
     _LOGGER.info(
         "best of %d trials: %s = %.4g with %s", len(outcomes), metric, chosen.metrics[metric], chosen.parameters
     )
-    values = with_values(experiment, _nested(chosen.parameters))
-    return _write_best(folder, values, experiments_dir)
+    found = with_values(experiment, _nested(chosen.parameters)).model_copy(update={"hyperparameter_search": None})
+    return _write_best(folder, found, experiments_dir)
 
 
-def _write_best(folder: Path, experiment: dict[str, Any], experiments_dir: Path) -> Path:
+def _write_best(folder: Path, experiment: Experiment, experiments_dir: Path) -> Path:
     """Put the best experiment, processed but untrained, beside the searched one, and write the file that names it.
 
     The cells are the same files (hard links). A former best experiment that has been trained is kept.
     """
-    from discern.config.reading import canonical_experiment
-
-    experiment = canonical_experiment(
-        {key: value for key, value in experiment.items() if key != "hyperparameter_search"}
-    )
+    content = experiment.as_dict()
     name, number = f"{folder.name}_best", 1
     while (folder.parent / name / "job").exists():
         number += 1
@@ -154,9 +152,11 @@ def _write_best(folder: Path, experiment: dict[str, Any], experiments_dir: Path)
         for part in ("processed_data", "TF_records"):
             if (folder / part).is_dir():
                 shutil.copytree(folder / part, partial / part, copy_function=_link)
-        ExperimentFolder(partial).parameters.write_text(json.dumps(experiment, indent=4) + "\n")
+        ExperimentFolder(partial).parameters.write_text(json.dumps(content, indent=4) + "\n")
     path = folder / "best_parameters.json"
-    _write_json(path, {"exp_param": {"experiments_dir": str(experiments_dir)}, "experiments": {name: experiment}})
+    _write_json(
+        path, {"exp_param": {"experiments_dir": str(experiments_dir)}, "experiments": {name: experiment.as_dict()}}
+    )
     return path
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from discern.config.allowlist import get_function_by_name, look_up
 from discern.config.arguments import taken_by
+from discern.config.reading import parse_experiment
 from discern.errors import InvalidInputError, UnsupportedError, UserError
 from discern.runtime.ray_cluster import known_arguments
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
+
+    from discern.config.schema import Experiment
+    from discern.config.search import SearchFile
 
 
 Path_ = tuple[str, ...]
@@ -127,12 +131,12 @@ def _leaves(tree: Mapping[str, Any], path: Path_) -> Iterator[Leaf]:
     yield Leaf(path, f"{known.module}.{known.attribute}", tree.get("name") or ".".join(path), tuple(args))
 
 
-def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Mapping[str, Any]) -> list[Leaf]:
+def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Experiment) -> list[Leaf]:
     """Leave out arguments that no reconstruction loss of the search takes, with a warning.
 
     The published search file varies `weight_clipping`, which no loss has any more.
     """
-    losses = {experiment["model"]["reconstruction_loss"]["name"]}
+    losses = {experiment.model.reconstruction_loss.name}
     for leaf in leaves:
         if leaf.path == (*_LOSS, "name"):
             choices = leaf.args[0] if leaf.args else None
@@ -148,29 +152,27 @@ def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Mapping[s
     return kept
 
 
-def with_values(experiment: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of an experiment with the values that a search has drawn.
+def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """Return an experiment with the values that a search has drawn.
 
     Args:
-        experiment: in canonical form.
+        experiment: the one that is searched.
         values: a tree of the values over the keys of an experiment. What stands at `model` level replaces that of
             encoder and decoder; an argument that the reconstruction loss does not take is left out.
 
     Example:
-        >>> experiment = {"model": {"encoder": {"regularization": 0.4}, "decoder": {"regularization": 0.0}}}
-        >>> with_values(experiment, {"model": {"regularization": 0.1}})
-        {'model': {'encoder': {}, 'decoder': {}, 'regularization': 0.1}}
+        >>> with_values(parse_experiment({}), {"model": {"regularization": 0.1}}).model.decoder.regularization
+        0.1
     """
-    merged = copy.deepcopy(dict(experiment))
+    merged = experiment.as_dict()
     for key in set(values.get("model", {})).intersection(_BOTH_SIDES):
         for side in ("encoder", "decoder"):
-            merged["model"].get(side, {}).pop(key, None)
+            merged["model"][side].pop(key, None)
     _merge(merged, values)
-    loss = merged["model"].get("reconstruction_loss")
-    if loss is not None:
-        known = {"name", *taken_by(loss["name"], "loss")}
-        merged["model"]["reconstruction_loss"] = {key: value for key, value in loss.items() if key in known}
-    return merged
+    loss = merged["model"]["reconstruction_loss"]
+    known = {"name", *taken_by(loss["name"], "loss")}
+    merged["model"]["reconstruction_loss"] = {key: value for key, value in loss.items() if key in known}
+    return parse_experiment(merged)
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -213,11 +215,11 @@ def examples(leaves: Sequence[Leaf]) -> Iterator[dict[str, Any]]:
             yield _merged(copy.deepcopy(first), _tree([(leaf, choice)]))
 
 
-def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
+def plan(search: SearchFile, leaves: Sequence[Leaf]) -> Plan:
     """Make the searcher and the scheduler that a search file asks for.
 
     Args:
-        search: the content of the file.
+        search: the file.
         leaves: its search space.
 
     Raises:
@@ -225,9 +227,8 @@ def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
             draw from one of the distributions.
         InvalidInputError: if a class refuses its arguments.
     """
-    metric = {"metric": "auc", "mode": "min", **search.get("analysis", {})}
-    given = search.get("searcher")
-    given = {} if not isinstance(given, dict) else dict(given)
+    metric = search.analysis.as_dict()
+    given = {} if search.searcher is None else search.searcher.as_dict()
     name, max_concurrent = given.pop("name", None), given.pop("max_concurrent", None)
     searcher, param_space = None, {}
     kind = look_up(name, "searcher") if name else None
@@ -239,7 +240,8 @@ def plan(search: Mapping[str, Any], leaves: Sequence[Leaf]) -> Plan:
         if kind is not None:
             searcher = _called(name, "searcher", {}, given)
     scheduler = None
-    if options := dict(search.get("scheduler") or {}):
+    if search.scheduler is not None:
+        options = search.scheduler.as_dict()
         name = options.pop("name")
         if look_up(name).attribute in ("PopulationBasedTraining", "PB2"):
             _add_mutations(name, options, leaves)

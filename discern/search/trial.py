@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray import tune
 
-from discern.config.reading import canonical_experiment
 from discern.data.components import PrincipalComponents
 from discern.data.epochs import number_of_epochs
 from discern.errors import InvalidInputError, UserError
@@ -22,6 +21,7 @@ from discern.search.space import with_values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from discern.config.schema import EarlyStopping, Experiment
     from discern.data.processed import DISCERNData
     from discern.model.trained import TrainedNetwork
 
@@ -48,9 +48,9 @@ class Trial(tune.Trainable):
         self,
         config: dict[str, Any],
         folder: str,
-        experiment: Mapping[str, Any],
-        epochs_per_timestep: int = 20,
-        validation_batches: int = 10,
+        experiment: Experiment,
+        epochs_per_timestep: int,
+        validation_batches: int,
         cpus: int | None = None,
         gpu: bool = False,
     ) -> None:
@@ -59,7 +59,7 @@ class Trial(tune.Trainable):
         Args:
             config: the drawn values.
             folder: the processed experiment.
-            experiment: its parameters in canonical form.
+            experiment: its parameters.
             epochs_per_timestep: epochs of one step.
             validation_batches: how many batches the cells are judged on.
             cpus: threads to use; None for TensorFlow's choice.
@@ -73,16 +73,16 @@ class Trial(tune.Trainable):
         from discern.data.processed import DISCERNData
         from discern.model.estimator import DISCERN
 
-        self.experiment = canonical_experiment(with_values(experiment, config))
+        self.experiment = with_values(experiment, config)
         self.epochs_per_timestep, self.validation_batches = epochs_per_timestep, validation_batches
-        self.data = DISCERNData.from_folder(Path(folder), self.experiment["training"]["batch_size"])
-        self.discern = DISCERN.from_json(self.experiment)
+        self.data = DISCERNData.from_folder(Path(folder), self.experiment.training.batch_size)
+        self.discern = DISCERN.from_experiment(self.experiment)
         self.discern.prepare(self.data)
-        self.callback = _training_callback(self.experiment["training"]["early_stopping"])
+        self.callback = _training_callback(self.experiment.training.early_stopping)
 
     def step(self) -> dict[str, Any]:
         """Train on and report."""
-        max_steps = number_of_epochs(self.experiment["training"], self.data.obs)
+        max_steps = number_of_epochs(self.experiment.training, self.data.obs)
         epochs = min(self.discern.start_step + self.epochs_per_timestep, max_steps)
         try:
             if epochs > self.discern.start_step:
@@ -212,7 +212,7 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _training_callback(limits: Mapping[str, Any]) -> Any:
+def _training_callback(limits: EarlyStopping) -> Any:
     """Return the callback of a trial: early stopping that goes on counting from one `fit` to the next."""
     from discern.model.callbacks import DelayedEarlyStopping
 
@@ -254,4 +254,4 @@ def _training_callback(limits: Mapping[str, Any]) -> Any:
             for name, value in state.items():
                 setattr(self, name, value)
 
-    return AcrossSteps(**(dict(limits) | {"restore_best_weights": False}))
+    return AcrossSteps(**(limits.as_dict() | {"restore_best_weights": False}))

@@ -13,9 +13,9 @@ import logging
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from discern.config.reading import canonical_experiment, load_search
+from discern.config.reading import load_search, parse_experiment, parse_search
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked, recover
@@ -28,7 +28,11 @@ from discern.search.space import examples, plan, read_space, with_values, withou
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ray import tune
+
     from discern.config.reading import Parameters
+    from discern.config.schema import Experiment
+    from discern.config.search import SearchFile
     from discern.search.space import Plan
 
 _LOGGER = logging.getLogger(__name__)
@@ -76,7 +80,7 @@ def _optimize(parameters: Parameters, name: str, resume: bool) -> Path:
     recover(folder)
     if not ExperimentFolder(folder).cells.is_file():
         raise MissingFileError(f"{folder} holds no processed data: run `discern process` first")
-    if not parameters.experiments[name]["input_ds"]["split"]["valid_cells"]:
+    if not parameters.experiments[name].input_ds.split.valid_cells:
         raise InvalidInputError(
             f"{name}: a search judges by validation cells, and input_ds.split.valid_cells is 0: set it, to 0.1 for "
             "example, and run `discern process` again"
@@ -91,29 +95,29 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
         run = _newest_run(folder)
         check_own(run)
         inputs = json.loads((run / _INPUTS).read_text())
-        search, experiment = inputs["search"], inputs["experiment"]
+        search, experiment = parse_search(inputs["search"]), parse_experiment(inputs["experiment"])
     else:
         search, experiment = load_search(_search_file(parameters, name)), parameters.experiments[name]
-        title = search.get("train_spec", {}).get("name", "Ray_Optimization")
-        run = folder / f"{title}_{time.strftime('%Y%m%d-%H%M%S')}"
-    leaves = without_unknown_loss_arguments(read_space(search["search_space"]), experiment)
+        run = folder / f"{search.train_spec.name}_{time.strftime('%Y%m%d-%H%M%S')}"
+    leaves = without_unknown_loss_arguments(read_space(search.search_space), experiment)
     if not leaves:
         raise InvalidInputError("search_space: nothing is left to search")
     planned = plan(search, leaves)
     for values in examples(leaves):
-        canonical_experiment(with_values(experiment, values))
-    analysis = {"metric": "auc", "mode": "min"} | search.get("analysis", {})
-    with connected(search.get("setup", {})):
+        with_values(experiment, values)
+    with connected(search.setup.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)):
         if not resume:
             make_own(run)
             with replacing(run / _INPUTS) as partial:
-                partial.write_text(json.dumps({"search": search, "experiment": experiment}, indent=4))
-        results = _tuner(run, search, experiment, planned, analysis, resume).fit()
-        outcomes = [search_report.outcome(result) for result in results]
+                partial.write_text(json.dumps({"search": search.given(), "experiment": experiment.as_dict()}, indent=4))
+        results = _tuner(run, search, experiment, planned, resume).fit()
+        outcomes = [search_report.outcome(results[number]) for number in range(len(results))]
     unfinished = sum(trial.status == "unfinished" for trial in outcomes)
     if unfinished:
         _LOGGER.warning("%d trials are unfinished: `discern optimize --resume` goes on with them", unfinished)
-    path = search_report.write_report(folder, experiment, parameters.experiments_dir, outcomes, **analysis)
+    path = search_report.write_report(
+        folder, experiment, parameters.experiments_dir, outcomes, search.analysis.metric, search.analysis.mode
+    )
     path = parameters.folder(name) / path.name
     _LOGGER.info("to train with the best parameters: discern train %s", path)
     return path
@@ -121,7 +125,7 @@ def _search(parameters: Parameters, name: str, resume: bool) -> Path:
 
 def _search_file(parameters: Parameters, name: str) -> Path:
     folder = parameters.folder(name)
-    given = parameters.experiments[name].get("hyperparameter_search")
+    given = parameters.experiments[name].hyperparameter_search
     candidates = [Path(given), folder / Path(given).name] if given else []
     for path in (*candidates, folder / "hyperparameter_search.json"):
         if path.is_file():
@@ -144,27 +148,26 @@ def _newest_run(folder: Path) -> Path:
 
 def _tuner(
     run: Path,
-    search: Mapping[str, Any],
-    experiment: Mapping[str, Any],
+    search: SearchFile,
+    experiment: Experiment,
     planned: Plan,
-    analysis: Mapping[str, str],
     resume: bool,
-) -> Any:
+) -> tune.Tuner:
     from ray import tune
     from ray.tune.schedulers import PopulationBasedTraining
 
     from discern.search.trial import RemoveModels, Trial
 
-    spec = search.get("train_spec", {})
-    cpus, gpus = _resources(spec.get("resources_per_trial", {}))
+    spec = search.train_spec
+    cpus, gpus = _resources(spec.resources_per_trial)
     trainable = tune.with_resources(
         tune.with_parameters(
             Trial,
             folder=str(run.parent),
-            experiment=dict(experiment),
+            experiment=experiment,
             cpus=max(1, int(cpus)),
             gpu=gpus > 0,
-            **spec.get("config", {}),
+            **spec.config.as_dict(),
         ),
         {"cpu": cpus, "gpu": gpus},
     )
@@ -180,21 +183,21 @@ def _tuner(
         tune_config=tune.TuneConfig(
             search_alg=planned.searcher,
             scheduler=planned.scheduler,
-            num_samples=spec.get("num_samples", 500),
+            num_samples=spec.num_samples,
             max_concurrent_trials=planned.max_concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=run.name,
             storage_path=str(run.parent),
-            stop=ends | spec.get("stop", {}),
-            failure_config=tune.FailureConfig(max_failures=spec.get("max_failures", 10)),
+            stop=ends | spec.stop,
+            failure_config=tune.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=4 if exploits else 1,
                 checkpoint_frequency=1,
-                checkpoint_at_end=spec.get("checkpoint_at_end", False),
+                checkpoint_at_end=spec.checkpoint_at_end,
             ),
-            callbacks=[RemoveModels(**analysis)],
+            callbacks=[RemoveModels(search.analysis.metric, search.analysis.mode)],
             verbose=1 if _LOGGER.isEnabledFor(logging.INFO) else 0,
         ),
     )

@@ -569,9 +569,9 @@ def _threads_asked_for(monkeypatch: pytest.MonkeyPatch, cpus: int) -> dict[str, 
 
 
 def test_parameter_files_may_ask_for_no_threads() -> None:
-    from discern.config.reading import canonical_experiment
+    from discern.config.reading import parse_experiment
 
-    assert canonical_experiment({"training": {"parallel_pc": 0}})["training"]["parallel_pc"] == 0
+    assert parse_experiment({"training": {"parallel_pc": 0}}).as_dict()["training"]["parallel_pc"] == 0
 
 
 # --- data sets, records, results --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.data.annotation import CheckMetaData
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, UnknownNameError
@@ -40,7 +40,7 @@ def small() -> DISCERN:
 
 
 def test_a_file_without_detection_has_none() -> None:
-    model = canonical_experiment({"model": {}, "training": {}})["model"]
+    model = parse_experiment({"model": {}, "training": {}}).as_dict()["model"]
 
     assert model["weighting_decoder_dropout"] == 0.0
     assert model["crossentropy"].get("lower_label_smoothing", 0.0) == 0.0
@@ -55,7 +55,7 @@ def test_the_estimator_has_no_detection_unless_it_is_asked_for() -> None:
 
 
 def test_a_preset_keeps_its_detection() -> None:
-    model = canonical_experiment({"preset": "auto"})["model"]
+    model = parse_experiment({"preset": "auto"}).as_dict()["model"]
 
     assert model["weighting_decoder_dropout"] == 10000
     assert model["crossentropy"] == {"label_smoothing": 0.0, "lower_label_smoothing": 0.1}

@@ -41,7 +41,7 @@ def _file(folder: Path, content: Any) -> Path:
 
 
 def _model(**model: Any) -> dict[str, Any]:
-    return reading.canonical_experiment({"model": model})["model"]
+    return reading.parse_experiment({"model": model}).as_dict()["model"]
 
 
 def test_the_published_file_runs_unchanged() -> None:
@@ -49,7 +49,7 @@ def test_the_published_file_runs_unchanged() -> None:
     assert parameters.experiments_dir == Path("experiments")
     assert parameters.folder(NAME) == Path("experiments") / NAME
     assert parameters.given == PUBLISHED["experiments"]
-    model = parameters.experiments[NAME]["model"]
+    model = parameters.experiments[NAME].model.as_dict()
     assert model["encoder"] == {
         "layers": [1024, 512, 256],
         "norm_type": ["conditionallayernorm"] * 3,
@@ -60,18 +60,18 @@ def test_the_published_file_runs_unchanged() -> None:
 
 
 def test_the_published_search_file_runs_unchanged() -> None:
-    assert reading.load_search(ROOT / "hyperparameter_search.json") == SEARCH
+    assert reading.load_search(ROOT / "hyperparameter_search.json").given() == SEARCH
 
 
 def test_defaults_are_the_published_ones() -> None:
     """What is left out of a file is what the published file says, but for keys whose absence means something."""
     published = copy.deepcopy(PUBLISHED["experiments"][NAME])
-    left_out = reading.canonical_experiment({"input_ds": {"raw_input": published["input_ds"]["raw_input"]}})
+    left_out = reading.parse_experiment({"input_ds": {"raw_input": published["input_ds"]["raw_input"]}}).as_dict()
     for path in ("input_ds/scale", "input_ds/n_cpus_preprocessing", "training/GPU", "training/parallel_pc"):
         published = _with(published, path, ...)
     published = _with(_with(published, "model/conditional_regularization", ...), "hyperparameter_search", ...)
     published = _with(_with(published, "model/crossentropy", ...), "model/weighting_decoder_dropout", ...)
-    canonical = reading.canonical_experiment(published)
+    canonical = reading.parse_experiment(published).as_dict()
     assert left_out == canonical
     assert left_out["input_ds"]["scale"] == {}
     assert "GPU" not in left_out["training"]
@@ -81,43 +81,43 @@ def test_the_file_of_one_experiment(original_experiment: Path) -> None:
     parameters = reading.load_parameters(original_experiment / "parameters.json")
     assert parameters.experiments_dir == original_experiment.parent
     assert list(parameters.experiments) == ["original"]
-    assert parameters.experiments["original"]["training"]["GPU"] == []
+    assert parameters.experiments["original"].training.GPU == []
 
 
 def test_canonical_form_is_a_fixed_point() -> None:
-    once = reading.canonical_experiment(PUBLISHED["experiments"][NAME])
-    assert reading.canonical_experiment(once) == once
+    once = reading.parse_experiment(PUBLISHED["experiments"][NAME]).as_dict()
+    assert reading.parse_experiment(once).as_dict() == once
 
 
 def test_canonical_form_shares_nothing() -> None:
-    first = reading.canonical_experiment({})
+    first = reading.parse_experiment({}).as_dict()
     first["model"]["encoder"]["layers"].append(3)
     first["training"]["optimizer"]["learning_rate"] = 7
-    second = reading.canonical_experiment({})
+    second = reading.parse_experiment({}).as_dict()
     assert second["model"]["encoder"]["layers"] == [1024, 512, 256]
     assert second["training"]["optimizer"]["learning_rate"] == 1e-3
 
 
 def test_values_from_python_are_accepted() -> None:
-    experiment = reading.canonical_experiment(
+    experiment = reading.parse_experiment(
         {
             "input_ds": {"raw_input": (Path("a.h5ad"), Path("b.h5ad"))},
             "model": {"latent_dim": np.int64(8), "layers": (16, np.int32(8)), "wae_lambda": np.float32(0.5)},
         }
-    )
+    ).as_dict()
     assert experiment["input_ds"]["raw_input"] == ["a.h5ad", "b.h5ad"]
     assert experiment["model"]["latent_dim"] == 8
     assert experiment["model"]["decoder"]["layers"] == [8, 16]
 
 
 def test_zeros_survive() -> None:
-    experiment = reading.canonical_experiment(
+    experiment = reading.parse_experiment(
         {
             "input_ds": {"filtering": {"min_genes": 0, "min_cells": 0}, "split": {"valid_cells": 0, "split_seed": 0}},
             "model": {"regularization": 0, "wae_lambda": 0, "reconstruction_loss": {"name": "HuberLoss", "delta": 0}},
             "training": {"early_stopping": {"patience": 0}, "seed": 0},
         }
-    )
+    ).as_dict()
     assert experiment["input_ds"]["filtering"] == {"min_genes": 0, "min_cells": 0}
     assert experiment["input_ds"]["split"]["valid_cells"] == 0
     assert experiment["model"]["encoder"]["regularization"] == 0
@@ -129,7 +129,9 @@ def test_zeros_survive() -> None:
 
 def test_cells_keep_their_type() -> None:
     """1 is a number of cells and 1.0 is all of them."""
-    split = reading.canonical_experiment({"input_ds": {"split": {"valid_cells": 50, "mmd_cells": 1.0}}})["input_ds"]
+    split = reading.parse_experiment({"input_ds": {"split": {"valid_cells": 50, "mmd_cells": 1.0}}}).as_dict()[
+        "input_ds"
+    ]
     assert isinstance(split["split"]["valid_cells"], int)
     assert isinstance(split["split"]["mmd_cells"], float)
 
@@ -364,7 +366,7 @@ def test_a_mistake_in_a_search_file(tmp_path: Path, path: str, value: Any, kind:
 
 def test_random_search(tmp_path: Path) -> None:
     content = _with(SEARCH, "searcher", "Randomsearch")
-    assert reading.load_search(_file(tmp_path, content)) == content
+    assert reading.load_search(_file(tmp_path, content)).searcher is None
 
 
 _JSON = st.recursive(
@@ -399,7 +401,7 @@ def test_whatever_a_file_holds_the_answer_is_one_line(tmp_path: Path, path: str,
         assert "\n" not in str(loaded)
     else:
         for experiment in loaded.experiments.values():
-            assert reading.canonical_experiment(experiment) == experiment
+            assert reading.parse_experiment(experiment.as_dict()) == experiment
 
 
 # --- other services --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from discern.config import reading
 from discern.config.allowlist import KNOWN, get_function_by_name
 from discern.config.arguments import _TABLES
-from discern.config.reading import canonical_experiment
+from discern.config.reading import parse_experiment
 from discern.errors import InvalidInputError, UnknownNameError, UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -91,7 +91,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
 def test_a_number_out_of_range_is_found_when_the_file_is_read(path: str, value: Any) -> None:
     section = ".".join(path.split("/")[:2])
     with pytest.raises(UserError, match=section.replace(".", r"\.")) as error:
-        canonical_experiment(_with(path, value))
+        parse_experiment(_with(path, value)).as_dict()
     assert len(str(error.value)) < 400
 
 
@@ -166,7 +166,7 @@ def test_an_experiment_whose_name_would_command_a_terminal(tmp_path: Path, name:
 
 
 def test_start_from_epoch_is_delay() -> None:
-    stopping = canonical_experiment({"training": {"early_stopping": {"start_from_epoch": 7}}})["training"][
+    stopping = parse_experiment({"training": {"early_stopping": {"start_from_epoch": 7}}}).as_dict()["training"][
         "early_stopping"
     ]
     assert stopping == {"delay": 7}
@@ -174,19 +174,21 @@ def test_start_from_epoch_is_delay() -> None:
 
 def test_clustering_of_old_files_has_no_effect_and_is_said() -> None:
     with pytest.warns(UserWarning, match=r"input_ds\.clustering of old files has no effect"):
-        canonical_experiment({"input_ds": {"clustering": {"n": 3}}})
+        parse_experiment({"input_ds": {"clustering": {"n": 3}}}).as_dict()
 
 
 def test_an_argument_of_another_optimiser_is_unknown() -> None:
     with pytest.raises(UnknownNameError, match="unknown argument 'nesterov'"):
-        canonical_experiment({"training": {"optimizer": {"algorithm": "keras.optimizers.Adam", "nesterov": True}}})
+        parse_experiment(
+            {"training": {"optimizer": {"algorithm": "keras.optimizers.Adam", "nesterov": True}}}
+        ).as_dict()
 
 
 def test_a_network_that_the_machine_cannot_hold_is_refused_with_its_size() -> None:
     from discern.networks.capacity import check_network_fits
 
     with pytest.raises(InvalidInputError, match=r"needs about [\d,]+ GB, this machine has [\d,]+ GB"):
-        check_network_fits({"layers": [10**6, 10**6]}, {"layers": [8]}, 48, 20_000, 2)
+        check_network_fits([10**6, 10**6], [8], 48, 20_000, 2)
 
 
 @pytest.mark.parametrize("seed", range(3))

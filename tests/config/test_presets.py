@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from discern.config.reading import canonical_experiment, load_parameters
+from discern.config.reading import load_parameters, parse_experiment
 from discern.data.epochs import number_of_epochs
 from discern.errors import UserError
 
@@ -14,7 +14,7 @@ CONDITIONAL = "conditionallayernorm"
 
 
 def auto(**sections: Any) -> dict[str, Any]:
-    return canonical_experiment({"preset": "auto", **sections})
+    return parse_experiment({"preset": "auto", **sections}).as_dict()
 
 
 def test_the_preset_is_complete_and_says_so_again() -> None:
@@ -26,11 +26,11 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
     assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", CONDITIONAL]
     assert experiment["model"]["weighting_batch_mmd"] == 1000
     assert experiment["training"]["early_stopping"] == {}
-    assert canonical_experiment(experiment) == experiment
+    assert parse_experiment(experiment).as_dict() == experiment
 
 
 def test_without_preset_nothing_of_it_is_there() -> None:
-    experiment = canonical_experiment({})
+    experiment = parse_experiment({}).as_dict()
     assert "weighting_batch_mmd" not in experiment["model"]
     assert "thin_counts" not in experiment["training"]
     assert experiment["model"]["encoder"]["layers"] == [1024, 512, 256]
@@ -90,12 +90,16 @@ def test_a_file_with_the_preset(tmp_path: Any) -> None:
     file = tmp_path / "parameters.json"
     experiment = {"input_ds": {"raw_input": ["a.h5ad"]}, "preset": "auto"}
     file.write_text(json.dumps({"exp_param": {"experiments_dir": "e"}, "experiments": {"one": experiment}}))
-    assert load_parameters(file).experiments["one"]["model"] == auto()["model"]
+    assert load_parameters(file).experiments["one"].model.as_dict() == auto()["model"]
 
 
 def test_epochs_of_the_user_are_not_cut_short() -> None:
     obs = pd.DataFrame({"split": ["train"] * 100_000})
-    assert number_of_epochs(auto()["training"], obs) == 5
-    assert number_of_epochs(auto()["training"], obs[:2000]) == 75
-    assert number_of_epochs(auto(training={"max_steps": 40})["training"], obs) == 40
-    assert number_of_epochs(auto(training={"max_steps": 40, "max_updates": 600})["training"], obs) == 2
+
+    def epochs(cells: pd.DataFrame, **training: int) -> int:
+        return number_of_epochs(parse_experiment({"preset": "auto", "training": training}).training, cells)
+
+    assert epochs(obs) == 5
+    assert epochs(obs[:2000]) == 75
+    assert epochs(obs, max_steps=40) == 40
+    assert epochs(obs, max_steps=40, max_updates=600) == 2

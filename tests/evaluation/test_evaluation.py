@@ -385,7 +385,7 @@ def test_a_line_that_the_reference_lacks_stands_out(tmp_path):
     cells[cells.obs["celltype"] != line].copy().write_h5ad(tmp_path / "celseq2.h5ad")
     recipe = WAERecipe(experiment, input_files=[tmp_path / "celseq2.h5ad", lung_cell_lines()["dropseq"]])()
     data = DISCERNData(recipe.sc_raw, batch_size=192)
-    model = DISCERN.from_json(experiment)
+    model = DISCERN.from_experiment(experiment)
     model.training(data, max_steps=75)
     latent, _ = model.generate_latent_codes(data.X, np_one_hot(data.obs["batch"]), 512)
     training = (data.obs["batch"] == "celseq2") & (data.obs["split"] == "train")

@@ -17,5 +17,5 @@ def test_the_demo_starts_from_parameters_and_cells_that_ship_with_the_program(tm
     assert parameters.experiments_dir == tmp_path / "experiments"
     (name,) = parameters.experiments
     check_inputs(parameters, name)
-    raw = parameters.experiments[name]["input_ds"]["raw_input"]
+    raw = parameters.experiments[name].input_ds.raw_input
     assert [path.removeprefix(str(tmp_path)) for path in raw] == ["/data/celseq2.h5ad", "/data/dropseq.h5ad"]

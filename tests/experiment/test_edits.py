@@ -82,7 +82,7 @@ def test_a_training_key_is_taken_over_and_said(here: Path) -> None:
     assert done.exit_code == 0
     assert "training.max_steps 1 -> 2" in done.output
     (kept,) = load_parameters(here / "runs" / "one" / "parameters.json").experiments.values()
-    assert kept["training"]["max_steps"] == 2
+    assert kept.training.max_steps == 2
     assert "epoch 2" in _discern("info", str(here / "runs" / "one")).output
 
 
@@ -112,7 +112,7 @@ def test_the_network_may_change_before_the_first_training(here: Path) -> None:
     assert not failed
     assert list(kept.experiments) == ["one"]
     (copied,) = load_parameters(here / "runs" / "one" / "parameters.json").experiments.values()
-    assert copied["model"]["latent_dim"] == 5
+    assert copied.model.latent_dim == 5
 
 
 def test_the_weight_of_a_loss_and_the_number_of_cpus_may_change(here: Path) -> None:

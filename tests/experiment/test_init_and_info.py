@@ -49,7 +49,7 @@ def test_parameters_fit_the_shipped_files(here: Path) -> None:
     said = write_parameters(files, Path("p.json"))
 
     parameters = load_parameters(Path("p.json"))
-    experiment = parameters.experiments["celseq2_dropseq"]
+    experiment = parameters.experiments["celseq2_dropseq"].as_dict()
     assert experiment["input_ds"]["raw_input"] == list(map(str, files))
     assert experiment["preset"] == "auto"
     assert experiment["input_ds"]["filtering"] == {"min_genes": 400, "min_cells": 3}
@@ -97,7 +97,7 @@ def _paths(tree: dict[str, Any]) -> set[tuple[str, ...]]:
 def test_what_the_user_says_counts(one_file: Path) -> None:
     said = write_parameters([one_file], Path("p.json"), batch_column="celltype", reference="B cell")
 
-    assert load_parameters(Path("p.json")).experiments["both"]["input_ds"]["raw_input"] == {"both.h5ad": "celltype"}
+    assert load_parameters(Path("p.json")).experiments["both"].input_ds.raw_input == {"both.h5ad": "celltype"}
     assert "reference: B cell (as you said" in said
 
 
@@ -184,7 +184,7 @@ def test_counts_in_a_layer_are_taken(one_file: Path) -> None:
 
     assert "logged.h5ad: 100 cells x 30 genes, raw counts in layers['counts']; batch: obs column 'Donor'" in said
     assert "LOOK: logged.h5ad: X holds no raw counts, layers['counts'] does: it is taken" in said
-    raw_input = load_parameters(Path("p.json")).experiments["logged"]["input_ds"]["raw_input"]
+    raw_input = load_parameters(Path("p.json")).experiments["logged"].input_ds.raw_input
     assert raw_input == {"logged.h5ad": {"batch": "Donor", "layer": "counts"}}
     outcome = CliRunner().invoke(cli, ["process", "p.json"])
     assert outcome.exit_code == 0, outcome.output
@@ -243,7 +243,7 @@ def test_batches_of_one_name_in_two_files_are_told_apart(make_raw_cells: Callabl
     assert (
         "LOOK: obs column 'batch' has the same names '0', '1' in studyA.h5ad and studyB.h5ad: the file's name" in said
     )
-    raw_input = load_parameters(Path("p.json")).experiments["studyA_studyB"]["input_ds"]["raw_input"]
+    raw_input = load_parameters(Path("p.json")).experiments["studyA_studyB"].input_ds.raw_input
     assert raw_input == {"studyA.h5ad": False, "studyB.h5ad": False}
     outcome = CliRunner().invoke(cli, ["process", "p.json"])
     assert outcome.exit_code == 0, outcome.output
@@ -277,7 +277,7 @@ def test_a_batch_column_with_missing_values_is_left_aside_and_told(make_raw_cell
     assert (
         "LOOK: a.h5ad: obs column 'batch' is not taken as the batch, the file's name is: 1 of 40 cells have no" in said
     )
-    raw_input = load_parameters(Path("p.json")).experiments["a_b"]["input_ds"]["raw_input"]
+    raw_input = load_parameters(Path("p.json")).experiments["a_b"].input_ds.raw_input
     assert raw_input == {"a.h5ad": False, "b.h5ad": "batch"}
 
 

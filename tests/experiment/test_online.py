@@ -581,7 +581,7 @@ def projected(experiment: Path, batch: str) -> ad.AnnData:
 
 def weights_in(job: Path) -> dict[str, np.ndarray]:
     experiment = load_parameters(job.parent / "parameters.json").experiments.popitem()[1]
-    model = DISCERN.from_json(experiment)
+    model = DISCERN.from_experiment(experiment)
     model.restore_model(job)
     return weights_of(model)
 

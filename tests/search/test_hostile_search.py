@@ -18,7 +18,7 @@ from discern.search.origin import check_own, make_own
 SPACE = {"model": {"wae_lambda": {"type": "ray.tune.uniform", "name": "l", "args": [0, 1]}}}
 
 
-def _load(folder: Path, **sections: Any) -> dict[str, Any]:
+def _load(folder: Path, **sections: Any) -> reading.SearchFile:
     path = folder / "search.json"
     path.write_text(json.dumps({"search_space": SPACE} | sections))
     return reading.load_search(path)
@@ -58,12 +58,12 @@ def test_setup_says_where_ray_runs(tmp_path: Path) -> None:
         "logging_level": "INFO",
         "namespace": "n",
     }
-    assert _load(tmp_path, setup=setup)["setup"] == setup
+    assert _load(tmp_path, setup=setup).given()["setup"] == setup
 
 
 def test_what_of_setup_has_no_effect_is_said_and_left_out(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"setup\.lru_evict: left out"):
-        assert _load(tmp_path, setup={"lru_evict": True, "num_cpus": 1})["setup"] == {"num_cpus": 1}
+        assert _load(tmp_path, setup={"lru_evict": True, "num_cpus": 1}).given()["setup"] == {"num_cpus": 1}
 
 
 @pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", "..", "", ".hidden", "a\nb", "x" * 300, "~", "a\\b"])

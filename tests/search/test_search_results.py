@@ -63,9 +63,9 @@ def test_the_best_experiment_can_be_trained_at_once(original_experiment: Path) -
     parameters = load_parameters(path)
     assert list(parameters.experiments) == ["original_best"]
     best_experiment = parameters.experiments["original_best"]
-    assert best_experiment["model"]["latent_dim"] == 60
-    assert best_experiment["model"]["output_fn"] == "softplus"
-    assert best_experiment["training"]["optimizer"]["learning_rate"] == 1e-3
+    assert best_experiment.model.latent_dim == 60
+    assert best_experiment.model.output_fn == "softplus"
+    assert best_experiment.training.optimizer.learning_rate == 1e-3
     folder = parameters.folder("original_best")
     assert load_parameters(folder / "parameters.json").experiments["original_best"] == best_experiment
     cells = "processed_data/concatenated_data.h5ad"

@@ -1,22 +1,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from discern.config.reading import canonical_experiment, load_search
+from discern.config.reading import load_search, parse_experiment, parse_search
 from discern.errors import InvalidInputError, UnsupportedError
 from discern.runtime.ray_cluster import known_arguments
 from discern.search.space import Leaf, example, plan, read_space, with_values, without_unknown_loss_arguments
 
+if TYPE_CHECKING:
+    from discern.config.search import SearchFile
+
 PUBLISHED = Path(__file__).parents[2] / "hyperparameter_search.json"
-EXPERIMENT = canonical_experiment({})
+EXPERIMENT = parse_experiment({})
 
 BOUNDED = {
     "model": {
@@ -27,15 +29,20 @@ BOUNDED = {
 }
 
 
+def searching(**sections: Any) -> SearchFile:
+    """Return a search file with some sections."""
+    return parse_search({"search_space": BOUNDED, **sections})
+
+
 @pytest.fixture
-def published() -> dict[str, Any]:
+def published() -> SearchFile:
     return load_search(PUBLISHED)
 
 
 @pytest.fixture
-def leaves(published: dict[str, Any]) -> list[Leaf]:
+def leaves(published: SearchFile) -> list[Leaf]:
     with pytest.warns(UserWarning, match="weight_clipping: left out, it is no argument of HuberLoss"):
-        return without_unknown_loss_arguments(read_space(published["search_space"]), EXPERIMENT)
+        return without_unknown_loss_arguments(read_space(published.search_space), EXPERIMENT)
 
 
 def drawn(planned: Any, number: int) -> list[dict[str, Any]]:
@@ -47,7 +54,7 @@ def drawn(planned: Any, number: int) -> list[dict[str, Any]]:
     return [next(generate_variants({"config": planned.param_space}))[1]["config"] for _ in range(number)]
 
 
-def test_the_published_file_gives_its_searcher_and_scheduler(published: dict[str, Any], leaves: list[Leaf]) -> None:
+def test_the_published_file_gives_its_searcher_and_scheduler(published: SearchFile, leaves: list[Leaf]) -> None:
     with pytest.warns(
         UserWarning, match="searcher: today's HyperOptSearch takes no use_early_stopped_trials: left out"
     ):
@@ -64,10 +71,11 @@ def test_the_published_file_gives_its_searcher_and_scheduler(published: dict[str
 
 @pytest.mark.parametrize("searcher", ["ray.tune.suggest.hyperopt.HyperOptSearch", "Randomsearch"])
 def test_the_published_space_is_drawn_in_powers_of_ten(
-    published: dict[str, Any], leaves: list[Leaf], searcher: str
+    published: SearchFile, leaves: list[Leaf], searcher: str
 ) -> None:
-    published["searcher"] = searcher if searcher == "Randomsearch" else {"name": searcher, "n_initial_points": 1000}
-    values = drawn(plan(published, leaves), 300)
+    given = published.given()
+    given["searcher"] = searcher if searcher == "Randomsearch" else {"name": searcher, "n_initial_points": 1000}
+    values = drawn(plan(parse_search(given), leaves), 300)
     for path, mean, sd in (("learning_rate", -4, 2), ("wae_lambda", 0, 3), ("weighting_random_encoder", -2, 3)):
         logs = [np.log10((value["training"]["optimizer"] | value["model"])[path]) for value in values]
         assert np.mean(logs) == pytest.approx(mean, abs=5 * sd / math.sqrt(300))
@@ -78,7 +86,7 @@ def test_the_published_space_is_drawn_in_powers_of_ten(
     assert all(dim % 4 == 0 for dim in dims)
     assert {value["model"]["output_fn"] for value in values} == {"softmax", "softplus"}
     for value in values[:20]:
-        assert canonical_experiment(with_values(EXPERIMENT, value))["model"]["latent_dim"] in dims
+        assert with_values(EXPERIMENT, value).model.latent_dim in dims
 
 
 @pytest.mark.parametrize(
@@ -91,9 +99,9 @@ def test_the_published_space_is_drawn_in_powers_of_ten(
     ],
 )
 def test_every_searcher_draws_from_mixed_types(searcher: str | None) -> None:
-    planned = plan({"searcher": searcher and {"name": searcher}}, read_space(BOUNDED))
+    planned = plan(searching(searcher=searcher and {"name": searcher}), read_space(BOUNDED))
     if searcher and "basic_variant" in searcher:
-        planned = plan({}, read_space(BOUNDED))
+        planned = plan(searching(), read_space(BOUNDED))
     for value in drawn(planned, 30):
         assert 1e-5 <= value["training"]["optimizer"]["learning_rate"] <= 1e-2
         assert 32 <= value["model"]["latent_dim"] <= 140
@@ -103,12 +111,12 @@ def test_every_searcher_draws_from_mixed_types(searcher: str | None) -> None:
 def test_optuna_takes_its_own_distributions() -> None:
     rate = {"type": "optuna.distributions.FloatDistribution", "args": [1e-5, 1e-2, True]}
     leaves = read_space({"training": {"optimizer": {"learning_rate": rate}}})
-    planned = plan({"searcher": {"name": "ray.tune.search.optuna.OptunaSearch", "seed": 1}}, leaves)
+    planned = plan(searching(searcher={"name": "ray.tune.search.optuna.OptunaSearch", "seed": 1}), leaves)
     assert 1e-5 <= drawn(planned, 1)[0]["training"]["optimizer"]["learning_rate"] <= 1e-2
     with pytest.raises(
         UnsupportedError, match=r"learning_rate: optuna.distributions.FloatDistribution goes with its own"
     ):
-        plan({}, leaves)
+        plan(searching(), leaves)
 
 
 def test_unbounded_types_are_refused_where_the_searcher_needs_bounds(leaves: list[Leaf]) -> None:
@@ -116,7 +124,7 @@ def test_unbounded_types_are_refused_where_the_searcher_needs_bounds(leaves: lis
         UnsupportedError,
         match=r"learning_rate: OptunaSearch cannot draw from hyperopt.hp.lognormal, .*ray.tune.loguniform",
     ):
-        plan({"searcher": {"name": "ray.tune.search.optuna.OptunaSearch"}}, leaves)
+        plan(searching(searcher={"name": "ray.tune.search.optuna.OptunaSearch"}), leaves)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +155,14 @@ def test_arguments(type_: str, given: list, expected: tuple) -> None:
     ],
 )
 def test_schedulers_take_the_metric_of_the_analysis(name: str, arguments: dict) -> None:
-    search = {"scheduler": {"name": name, **arguments}, "analysis": {"metric": "mmd", "mode": "max"}}
+    search = searching(scheduler={"name": name, **arguments}, analysis={"metric": "mmd", "mode": "max"})
     scheduler = plan(search, read_space(BOUNDED)).scheduler
     assert type(scheduler).__name__ in (name.rpartition(".")[2], "AsyncHyperBandScheduler")
     assert (scheduler._metric, scheduler._mode) == ("mmd", "max") if hasattr(scheduler, "_mode") else ("mmd", "max")
 
 
 def test_a_population_does_not_change_the_shape_of_the_network() -> None:
-    search = {"scheduler": {"name": "ray.tune.schedulers.PopulationBasedTraining"}}
+    search = searching(scheduler={"name": "ray.tune.schedulers.PopulationBasedTraining"})
     scheduler = plan(search, read_space(BOUNDED)).scheduler
     assert scheduler._hyperparam_mutations["model"] == {"output_fn": ["softmax", "softplus"]}
     assert list(scheduler._hyperparam_mutations["training"]["optimizer"]) == ["learning_rate"]
@@ -164,11 +172,11 @@ def test_a_population_does_not_change_the_shape_of_the_network() -> None:
 
 
 def test_arguments_that_ray_refuses_are_named() -> None:
-    search = {"scheduler": {"name": "ray.tune.schedulers.AsyncHyperBandScheduler", "max_t": -1}}
-    with pytest.raises(InvalidInputError, match=r"scheduler ray.tune.schedulers.AsyncHyperBandScheduler: .*not valid"):
+    search = searching(scheduler={"name": "ray.tune.schedulers.AsyncHyperBandScheduler", "max_t": 3, "grace_period": 9})
+    with pytest.raises(InvalidInputError, match=r"scheduler ray.tune.schedulers.AsyncHyperBandScheduler: grace_period"):
         plan(search, read_space(BOUNDED))
     with pytest.raises(InvalidInputError, match=r"search_space.model.latent_dim: ray.tune.quniform\(1,\)"):
-        plan({}, read_space({"model": {"latent_dim": {"type": "ray.tune.quniform", "args": [1]}}}))
+        plan(searching(), read_space({"model": {"latent_dim": {"type": "ray.tune.quniform", "args": [1]}}}))
 
 
 @pytest.mark.parametrize("package", ["hyperopt", "optuna"])
@@ -176,7 +184,7 @@ def test_a_missing_package_is_named_with_the_command(package: str, monkeypatch: 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
     name = {"hyperopt": "HyperOptSearch", "optuna": "OptunaSearch"}[package]
-    search = {"searcher": {"name": f"ray.tune.search.{package}.{name}"}}
+    search = searching(searcher={"name": f"ray.tune.search.{package}.{name}"})
     space = read_space({"model": {"latent_dim": BOUNDED["model"]["latent_dim"]}})
     with pytest.raises(UnsupportedError, match=rf"needs {package}, .* pip install 'discern\[tune\]'"):
         plan(search, space)
@@ -205,21 +213,21 @@ def test_losses_keep_the_arguments_that_one_of_them_takes() -> None:
     leaves = without_unknown_loss_arguments(read_space(space), EXPERIMENT)
     assert len(leaves) == 3
     drawn = {"model": {"reconstruction_loss": {"name": "Lnorm", "delta": 2.0, "p": 3}}}
-    experiment = canonical_experiment(with_values(EXPERIMENT, drawn))
-    assert experiment["model"]["reconstruction_loss"] == {"name": "Lnorm", "p": 3}
+    experiment = with_values(EXPERIMENT, drawn)
+    assert experiment.model.reconstruction_loss.as_dict() == {"name": "Lnorm", "p": 3}
 
 
 def test_values_at_model_level_replace_those_of_both_sides() -> None:
-    before = json.dumps(EXPERIMENT)
+    before = EXPERIMENT.model_copy(deep=True)
     values = {"model": {"regularization": 0.1, "layers": [64, 32], "norm_type": ["layernorm"] * 2}}
-    model = canonical_experiment(with_values(EXPERIMENT, values))["model"]
-    assert model["encoder"]["layers"], model["decoder"]["layers"] == ([64, 32], [32, 64])
-    assert model["encoder"]["regularization"] == model["decoder"]["regularization"] == 0.1
-    assert json.dumps(EXPERIMENT) == before
+    model = with_values(EXPERIMENT, values).model
+    assert model.encoder.layers, model.decoder.layers == ([64, 32], [32, 64])
+    assert model.encoder.regularization == model.decoder.regularization == 0.1
+    assert before == EXPERIMENT
 
 
 def test_an_example_shows_what_does_not_fit(leaves: list[Leaf]) -> None:
-    canonical_experiment(with_values(EXPERIMENT, example(leaves)))
+    with_values(EXPERIMENT, example(leaves))
     wrong = read_space({"model": {"latent_dim": {"type": "ray.tune.uniform", "args": [-9.5, -1.5]}}})
     with pytest.raises(InvalidInputError, match=r"model.latent_dim"):
-        canonical_experiment(with_values(EXPERIMENT, example(wrong)))
+        with_values(EXPERIMENT, example(wrong))

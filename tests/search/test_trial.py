@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def trial(folder: Path, config: dict[str, Any], training: dict[str, Any] | None = None) -> Trial:
     experiment = load_parameters(folder / "parameters.json").experiments[folder.name]
-    experiment["training"] |= training or {}
+    changed = experiment.training.model_copy(update=training or {})
+    experiment = experiment.model_copy(update={"training": changed})
     made = Trial.__new__(Trial)  # Ray's own constructor starts loggers
     made.setup(config, folder=str(folder), experiment=experiment, epochs_per_timestep=2, validation_batches=1, cpus=1)
     return made

@@ -346,8 +346,10 @@ def test_what_is_missing_is_told(experiment: Path, tmp_path: Path, monkeypatch: 
         search(parameters)
     with pytest.raises(MissingFileError, match="there is no search to resume"):
         search(parameters, resume=True)
+    content = json.loads((experiment / "parameters.json").read_text())
+    content["input_ds"]["split"]["valid_cells"] = 0
+    (experiment / "parameters.json").write_text(json.dumps(content))
     unsplit = parameters_of(experiment)
-    unsplit.experiments["original"]["input_ds"]["split"]["valid_cells"] = 0
     with pytest.raises(InvalidInputError, match=r"judges by validation cells, .*valid_cells is 0: set it"):
         search(unsplit)
     (experiment / "processed_data" / "concatenated_data.h5ad").unlink()
