@@ -50,6 +50,7 @@ _OTHER_KINDS = {
 }
 _BYTES = re.compile(r"b'.*'")
 _SURELY = 0.5
+_SOME = 20
 _MADE_UNIQUE = re.compile(r"(.+)[-.]\d+")
 _DATE = re.compile(
     r"\d{1,2}-(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)|(Mar|Sep|Sept|Dec|Oct|Feb|Apr|Nov)-\d{1,2}", re.IGNORECASE
@@ -108,6 +109,9 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
         raise InvalidInputError(f"{source}: expected genes, there are none")
     if adata.isbacked:
         adata = adata.to_memory()
+    var = named_by_column(adata.var, source)
+    if var is not adata.var:
+        adata = ad.AnnData(X=adata.X, obs=adata.obs, var=var, uns=adata.uns)
     _check_orientation(adata, source)
     kept = _genes(adata.var, source)
     ids = _ids(adata.var)
@@ -172,7 +176,7 @@ def check_names(inputs: Mapping[str, ad.AnnData]) -> None:
                 f"{adata.obs_names[0]!r}), its genes have not (like {adata.var_names[0]!r}): cells and genes are "
                 "exchanged in one of the two; save adata.T of that one"
             )
-        if are_numbers(adata.var_names):
+        if are_numbers(adata.var_names) or (len(adata.var_names) >= _SOME and _counts_only(adata.var_names)):
             raise InvalidInputError(
                 f"{path}: expected names of genes, got running numbers ({', '.join(adata.var_names[:3])}, ...), by "
                 "which genes of different files cannot be matched; put the names of the genes into var_names and save "

@@ -23,7 +23,6 @@ from discern.inputs.gene_names import (
     SYMBOL_COLUMNS,
     are_numbers,
     column_of,
-    named_by_column,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def read_anndata(group: Any, path: Path, budget: int | None, layer: str | None =
     obs, var = _frame(group["obs"], "obs", uns, path), _frame(genes, "var", uns, path)
     X = read_matrix(path, matrix, (len(obs), len(var)), budget)
     marks: dict[str, Any] = {mark: {} for mark in _MARKS if "uns" in group and mark in group["uns"]}
-    return ad.AnnData(X=X, obs=obs, var=named_by_column(var, str(path)), uns=marks)
+    return ad.AnnData(X=X, obs=obs, var=var, uns=marks)
 
 
 def _frame(elem: Any, part: str, uns: Any, path: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from scipy import sparse
 
+from discern.data.chunks import usable_dtype
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None
             and 1 while counts lie beside them, unless this matrix was chosen.
     """
     values = first_values(counts)
+    usable_dtype(values.dtype, name)
     place = "X" if layer is None else shown(layer)
     wrong = f"negative, the smallest is {values.min():g}" if values.size and values.min() < 0 else ""
     wrong = wrong if np.isfinite(values).all() else "not finite (NaN or infinity)"

@@ -17,6 +17,7 @@ from discern.inputs.merging import Source, merge_data_sets, sources
 from discern.inputs.readers import read_raw_input
 from discern.preprocessing.new_cells import OnlineWAERecipe
 from discern.preprocessing.recipe import WAERecipe
+from discern.reconstructor import Reconstructor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -512,3 +513,25 @@ def test_cells_of_a_file_that_is_open_are_read(tmp_path: Path) -> None:
         backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
         np.testing.assert_array_equal(WAERecipe({}, inputs=backed).sc_raw.X.toarray(), counts)
         backed.file.close()
+
+
+def test_running_numbers_of_some_genes_never_match_by_place() -> None:
+    cells = ad.AnnData(np.ones((3, 90)), var=pd.DataFrame(index=list(map(str, range(90)))))
+    with pytest.raises(InvalidInputError, match=r"a: expected names of genes, got running numbers \(0, 2, 4, "):
+        merge_data_sets({"a": cells[:, ::2].copy(), "b": cells[:, ::3].copy()}, {})
+
+
+def test_numbered_genes_in_memory_are_called_as_in_files() -> None:
+    names = [f"G{number}" for number in range(5)]
+    numbered = ad.AnnData(np.ones((3, 5)), var=pd.DataFrame({"gene_name": names}, index=list("01234")))
+    named = ad.AnnData(np.ones((3, 5)), var=pd.DataFrame(index=names[::-1]))
+    merged, _ = merge_data_sets({"a": numbered, "b": named}, {})
+    assert list(merged.var_names) == names
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(complex, "complex numbers"), (object, "objects"), (str, "text")])
+def test_values_that_are_no_numbers_are_told(dtype: Any, kind: str) -> None:
+    cells = ad.AnnData(np.ones((4, 3), dtype=dtype), obs={"batch": ["x", "y"] * 2})
+    for call in (lambda: WAERecipe({}, inputs=cells), lambda: Reconstructor().fit(cells)):
+        with pytest.raises(InvalidInputError, match=f"expected counts in X, got {kind}"):
+            call()
