@@ -343,7 +343,8 @@ def read_matrix(
         path: the file that it is in, which blocks are read from later.
         elem: HDF5 or zarr, dense or sparse as anndata writes it, also as versions before 0.7 wrote it.
         shape: (n_cells, n_genes), as obs and var say.
-        budget: bytes that it may take in memory, by default `memory_budget()`.
+        budget: bytes that it may take in memory, by default `memory_budget()`; at least as many if it is stored by
+            genes, as its cells cannot be read one after the other.
         undo: applied to each block of a dense matrix.
 
     Raises:

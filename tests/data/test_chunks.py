@@ -85,10 +85,14 @@ def test_read_cells_lazily_or_not_gives_the_same(
     pd.testing.assert_frame_equal(read.obs, cells.obs)
 
 
-def test_cells_by_genes_too_large_for_memory_say_what_to_do(cells: ad.AnnData, tmp_path: Path) -> None:
+def test_cells_by_genes_too_large_for_memory_say_what_to_do(
+    cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells.X = cells.X.tocsc()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     assert read_cells(tmp_path / "cells.h5ad").X.format == "csr"
+    assert read_cells(tmp_path / "cells.h5ad", budget=0).X.format == "csr", "they cannot be read block by block"
+    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
     with pytest.raises(InvalidInputError, match=r"stored by genes \(CSC\).*store it by cells"):
         read_cells(tmp_path / "cells.h5ad", budget=0)
 

@@ -613,7 +613,7 @@ def test_a_model_holds_no_cells_and_no_paths(made: Path, raw: ad.AnnData) -> Non
     assert found.card["trained_on"]["genes"] == 40
     assert found.card["trained_on"]["cells_of_batches"].keys() == {"good", "poor/1"}
     assert found.card["evaluation"] is None
-    assert found.parameters["input_ds"]["raw_input"] == ["cells"]
+    assert list(found.parameters.input_ds.raw_input) == ["cells"]
 
 
 def test_the_card_has_the_figures_of_evaluate(experiment: Path, tmp_path: Path) -> None:
