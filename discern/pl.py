@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import anndata
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -556,7 +557,7 @@ def _label(adata: anndata.AnnData, label: str | None) -> str | None:
     return label
 
 
-def _types(adata: anndata.AnnData, label: str | None) -> Any:
+def _types(adata: anndata.AnnData, label: str | None) -> pd.Categorical[str]:
     if label is None:
         return pd.Categorical.from_codes(np.zeros(adata.n_obs, dtype=np.int64), pd.Index(["all cells"]))
     column = adata.obs[label].astype("category").cat.remove_unused_categories()
@@ -655,7 +656,7 @@ def _finish(figure: Figure, axes: _Drawn, show: bool | None, save: str | Path | 
     return axes
 
 
-def _legend(figure: Figure, handles: list[Any], texts: list[str], title: str | None = None) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], texts: list[str], title: str | None = None) -> None:
     texts = [text if len(text) < 90 else short(text) for text in texts]
     columns = int(figure.get_figwidth() / (0.062 * max(map(len, texts)) + 0.6))
     legend = figure.legend(

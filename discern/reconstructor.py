@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import pandas as pd
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     import anndata as ad
 
+    from discern.config.fields import JsonObject
+
 
 _SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("input_ds",): InputDs,
@@ -56,8 +58,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     key: section for section, fields in _SECTIONS.items() for key in fields.model_fields if key != "raw_input"
 }
 _PLACES |= dict.fromkeys(Experiment.model_fields, ())
-_PUBLISHED_SCALE: dict[str, Any] = {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}
-_PUBLISHED_DETECTION: dict[str, Any] = {
+_PUBLISHED_SCALE: JsonObject = {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}}
+_PUBLISHED_DETECTION: JsonObject = {
     "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
     "weighting_decoder_dropout": 10000,
 }
@@ -83,7 +85,7 @@ def reconstruct(
     seed: int | None = None,
     preset: str | None = "auto",
     intervals: bool = False,
-    **parameters: Any,
+    **parameters: object,
 ) -> ad.AnnData:
     """Reconstruct all cells as if they had been measured like those of one batch.
 
@@ -173,7 +175,7 @@ class Reconstructor:
         discern.errors.UnknownNameError: unknown parameter 'max_step' (did you mean 'max_steps'?)
     """
 
-    def __init__(self, *, seed: int | None = None, preset: str | None = "auto", **parameters: Any) -> None:
+    def __init__(self, *, seed: int | None = None, preset: str | None = "auto", **parameters: object) -> None:
         if preset is None and not {"input_ds", "scale"} & set(parameters):
             parameters = _PUBLISHED_SCALE | parameters
         if preset is None and "model" not in parameters:
@@ -191,7 +193,7 @@ class Reconstructor:
         self._seen: dict[str | None, SeenCells] = {}
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> JsonObject:
         """The parameters, as in a file; published defaults and those of the preset are filled in."""
         return self._experiment.as_dict()
 
@@ -313,7 +315,7 @@ class Reconstructor:
             intervals,
         )
 
-    def _genes(self) -> tuple[pd.DataFrame, Mapping[str, Any]]:
+    def _genes(self) -> tuple[pd.DataFrame, Mapping[str, object]]:
         """Return var and uns of the cells that the model has seen."""
         if self._of_file is not None:
             return self._of_file.genes, self._of_file.uns
@@ -457,14 +459,14 @@ def _callbacks(training: Training) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
-def _experiment(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _experiment(parameters: Mapping[str, object]) -> JsonObject:
     """Put each parameter where it stands in an EXPERIMENT of parameters.json.
 
     Example:
         >>> _experiment({"min_genes": 200, "latent_dim": 8, "training": {"max_steps": 5}})
         {'training': {'max_steps': 5}, 'model': {'latent_dim': 8}, 'input_ds': {'filtering': {'min_genes': 200}}}
     """
-    experiment: dict[str, Any] = {}
+    experiment: JsonObject = {}
     for name in sorted(parameters, key=lambda name: len(_PLACES.get(name, ()))):
         if name not in _PLACES:
             hint = f"; it is called {_NAMES_HERE[name]} here" if name in _NAMES_HERE else nearest(name, _PLACES)

@@ -9,7 +9,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -47,10 +47,14 @@ class _Settings:
     log: Path | None = None
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
 class _OneLineErrors(click.Command):
     """Shows every error in one line; mistakes of the user exit with 2, faults of the program with 1."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             with ending_cleanly():
                 code = super().main(*args, **(kwargs | {"standalone_mode": False}))
@@ -64,7 +68,7 @@ class _OneLineErrors(click.Command):
             code = _INTERRUPTED
         sys.exit(_finish_output(code if isinstance(code, int) else 0))
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         settings = ctx.ensure_object(_Settings)
         try:
             return super().invoke(ctx)
@@ -82,7 +86,7 @@ class _OneLineErrors(click.Command):
 class _Command(click.Command):
     """Sets up the messages once all options are known, wherever they stood."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         settings = ctx.find_root().ensure_object(_Settings)
         if settings.debug:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
@@ -96,7 +100,7 @@ class FilePath(click.Path):
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse what is too long for a file system."""
         encoded = os.fsencode(value)
         if not encoded or len(encoded) > 4000 or any(len(part) > 255 for part in encoded.split(b"/")):
@@ -129,13 +133,13 @@ class Script(_OneLineErrors, _Command):
     """A command that is a program of its own."""
 
 
-def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+def _set(context: click.Context, option: click.Parameter, value: bool | int | Path) -> None:
     settings = context.find_root().ensure_object(_Settings)
     before = getattr(settings, str(option.name))
     setattr(settings, str(option.name), value or before if isinstance(value, bool) else value + before)
 
 
-def everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
+def everywhere(command: Callable[_P, _R]) -> Callable[_P, _R]:
     """Add the options that may stand before and after a command's name."""
     for option in (
         click.option(

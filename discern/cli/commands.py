@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -543,7 +543,7 @@ def _listed(texts: Sequence[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
-def _reference(parameters: Parameters, results: Mapping[str, Any]) -> str:
+def _reference(parameters: Parameters, results: Mapping[str, object]) -> str:
     """Return the usual reference of the experiments that went well, for a command line; BATCH if they differ."""
     from discern.experiment.init import reference_of
 

@@ -6,7 +6,7 @@ not at all. Here it is found when the file is read, and none of these libraries 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+Types: TypeAlias = dict[str, Any]
+"""Argument -> its type, as pydantic takes it."""
+
 _Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z_][\w.-]*$")]
 _Number = Annotated[float, Field(ge=-1e20, le=1e20)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -29,11 +32,12 @@ _Axis = Annotated[int, Field(ge=-1, le=1)]
 _Strength = Annotated[float, Field(ge=0, le=1e6)]
 _Metric = Annotated[str, Field(min_length=1, max_length=100)]
 _Mode = Literal["min", "max"]
-_Points = list[dict[str, Any]]
+_Object = dict[str, Any]
+_Points = list[_Object]
 
 # --- optimisers ------------------------------------------------------------------------------------------------------
 
-_ALL_OPTIMIZERS: dict[str, Any] = {
+_ALL_OPTIMIZERS: Types = {
     "name": _Name | None,
     "weight_decay": Annotated[float, Field(ge=0, le=100)] | None,
     "clipnorm": _Above | None,
@@ -45,8 +49,8 @@ _ALL_OPTIMIZERS: dict[str, Any] = {
     "loss_scale_factor": Annotated[float, Field(ge=1e-6, le=1e6)] | None,
     "gradient_accumulation_steps": TwoOrMore | None,
 }
-_MOMENTS: dict[str, Any] = {"beta_1": _Decay, "beta_2": _Decay, "epsilon": _Tiny}
-_OPTIMIZERS: dict[str, dict[str, Any]] = {
+_MOMENTS: Types = {"beta_1": _Decay, "beta_2": _Decay, "epsilon": _Tiny}
+_OPTIMIZERS: dict[str, Types] = {
     "Adadelta": {"rho": _Decay, "epsilon": _Tiny},
     "Adafactor": {
         "beta_2_decay": _Below,
@@ -85,7 +89,7 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 # --- schedules, with what they cannot do without ---------------------------------------------------------------------
 
 _RATES = {"initial_learning_rate": Weight, "name": _Name}
-_SCHEDULES: dict[str, dict[str, Any]] = {
+_SCHEDULES: dict[str, Types] = {
     "CosineDecay": _RATES
     | {"decay_steps": Positive, "alpha": Share, "warmup_target": Weight | None, "warmup_steps": Count},
     "CosineDecayRestarts": _RATES
@@ -109,12 +113,12 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
 
 # --- losses and regularisers -----------------------------------------------------------------------------------------
 
-_ALL_LOSSES: dict[str, Any] = {
+_ALL_LOSSES: Types = {
     "name": _Name,
     "reduction": Literal["sum", "sum_over_batch_size", "mean", "mean_with_sample_weight"],
 }
-_PROBABILITIES: dict[str, Any] = {"from_logits": bool, "label_smoothing": Share, "axis": _Axis}
-_LOSSES: dict[str, dict[str, Any]] = {
+_PROBABILITIES: Types = {"from_logits": bool, "label_smoothing": Share, "axis": _Axis}
+_LOSSES: dict[str, Types] = {
     "HuberLoss": {"delta": Weight},
     "Lnorm": {"p": Annotated[float, Field(gt=0, le=100)], "axis": _Axis, "epsilon": _Tiny, "use_root": bool},
     "BinaryCrossentropy": _PROBABILITIES,
@@ -126,7 +130,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
     "Huber": {"delta": Weight},
     "Tversky": {"alpha": Weight, "beta": _Strength, "axis": _Axis | None},
 }
-_REGULARIZERS: dict[str, dict[str, Any]] = {
+_REGULARIZERS: dict[str, Types] = {
     "L1": {"l1": Weight},
     "L2": {"l2": Weight},
     "L1L2": {"l1": Weight | None, "l2": Weight | None},
@@ -142,26 +146,26 @@ _REGULARIZERS |= {
 # --- schedulers and searchers of Ray Tune ----------------------------------------------------------------------------
 
 _Time = Literal["training_iteration", "epochs", "time_total_s"]
-_WATCHED: dict[str, Any] = {"metric": _Metric | None, "mode": _Mode | None}
-_TIMED: dict[str, Any] = _WATCHED | {"time_attr": _Time}
+_WATCHED: Types = {"metric": _Metric | None, "mode": _Mode | None}
+_TIMED: Types = _WATCHED | {"time_attr": _Time}
 _Factor = Annotated[float, Field(gt=1, le=1e6)]
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
-_HALVING: dict[str, Any] = _TIMED | {
+_HALVING: Types = _TIMED | {
     "max_t": Positive,
     "grace_period": Positive,
     "reduction_factor": _Factor,
     "brackets": Annotated[Positive, Field(le=20)],
     "stop_last_trials": bool,
 }
-_HYPERBAND: dict[str, Any] = _TIMED | {"max_t": Positive, "reduction_factor": _Factor, "stop_last_trials": bool}
-_POPULATION: dict[str, Any] = _TIMED | {
+_HYPERBAND: Types = _TIMED | {"max_t": Positive, "reduction_factor": _Factor, "stop_last_trials": bool}
+_POPULATION: Types = _TIMED | {
     "perturbation_interval": Annotated[float, Field(gt=0, le=1e9)],
     "quantile_fraction": Annotated[float, Field(ge=0, le=0.5)],
     "log_config": bool,
     "require_attrs": bool,
     "synch": bool,
 }
-_SCHEDULERS: dict[str, dict[str, Any]] = {
+_SCHEDULERS: dict[str, Types] = {
     "ASHAScheduler": _HALVING,
     "AsyncHyperBandScheduler": _HALVING,
     "FIFOScheduler": {},
@@ -172,18 +176,18 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "PopulationBasedTraining": _POPULATION
     | {
         "burn_in_period": _Seconds,
-        "hyperparam_mutations": dict[str, Any],
+        "hyperparam_mutations": _Object,
         "resample_probability": Share,
         "perturbation_factors": Annotated[list[_Above], Field(min_length=2, max_length=2)],
     },
     "PB2": _POPULATION | {"hyperparam_bounds": dict[str, Annotated[list[_Number], Field(min_length=2, max_length=2)]]},
 }
-_SEARCHING: dict[str, Any] = _WATCHED | {"points_to_evaluate": _Points | None, "max_concurrent": Count}
-_SEARCHERS: dict[str, dict[str, Any]] = {
+_SEARCHING: Types = _WATCHED | {"points_to_evaluate": _Points | None, "max_concurrent": Count}
+_SEARCHERS: dict[str, Types] = {
     "AxSearch": {"parameter_constraints": list[str], "outcome_constraints": list[str]},
     "BasicVariantGenerator": {"constant_grid_search": bool, "random_state": Seed},
     "BayesOptSearch": {
-        "utility_kwargs": dict[str, Any],
+        "utility_kwargs": _Object,
         "random_state": Seed,
         "random_search_steps": Positive,
         "verbose": Count,
@@ -191,7 +195,7 @@ _SEARCHERS: dict[str, dict[str, Any]] = {
         "skip_duplicate": bool,
         "repeat_float_precision": Positive,
     },
-    "TuneBOHB": {"bohb_config": dict[str, Any], "seed": Seed},
+    "TuneBOHB": {"bohb_config": _Object, "seed": Seed},
     "HEBOSearch": {"random_state_seed": Seed},
     "HyperOptSearch": {
         "n_initial_points": Positive,
@@ -228,7 +232,7 @@ REFUSED = (
 """Arguments of schedulers and searchers that take code, objects or places to write to: a file has no business there."""
 
 
-def taken_by(name: str, kind: str) -> dict[str, Any]:
+def taken_by(name: str, kind: str) -> Types:
     """Return the types of the arguments of a class that a file names, by argument.
 
     Args:

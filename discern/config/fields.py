@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeGuard
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
@@ -206,6 +206,9 @@ def naming(kind: str) -> AfterValidator:
     """Return a check that a text is the dotted name of something of this kind, see `discern.config.allowlist`."""
     return AfterValidator(lambda name: _named(name, kind))
 
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of a JSON file."""
 
 Norm = Annotated[str, AfterValidator(_norm)]
 Loss = Annotated[str, AfterValidator(_loss)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from discern.config.fields import JsonObject
 
 
 #: Preset -> sections of an EXPERIMENT. What each of these pays is measured by benchmarks/quality.py: docs/quality.md.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, JsonObject] = {
     "auto": {
         "input_ds": {
             "scale": {"LSN": 20000, "fixed_scaling": {"mean": "genes", "var": "genes"}},
@@ -33,7 +33,7 @@ TEST_CELLS = 0.1
 _CONDITIONAL = "conditionallayernorm"
 
 
-def filled(experiment: Mapping[str, Any]) -> dict[str, Any]:
+def filled(experiment: JsonObject) -> JsonObject:
     """Return a copy of an EXPERIMENT with the keys added that its preset sets and that it does not have.
 
     Who gives `max_steps` gets so many epochs: `max_updates` is not added then. What stands in `encoder` and `decoder`
@@ -57,7 +57,7 @@ def filled(experiment: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _filled(given: Any, defaults: Mapping[str, Any]) -> Any:
+def _filled(given: object, defaults: JsonObject) -> object:
     """Return `given` with those of the defaults that it does not have, at any depth."""
     if not isinstance(given, dict):
         return given
@@ -65,7 +65,7 @@ def _filled(given: Any, defaults: Mapping[str, Any]) -> Any:
     return {**defaults, **given, **{key: _filled(given[key], defaults[key]) for key in sections}}
 
 
-def _filled_model(given: Any, defaults: dict[str, Any]) -> Any:
+def _filled_model(given: object, defaults: JsonObject) -> object:
     if not isinstance(given, dict):
         return given
     sides = {side: given.get(side, {}) for side in ("encoder", "decoder")}

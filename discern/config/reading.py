@@ -14,17 +14,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from discern.config.arguments import names_taken
-from discern.config.fields import Refused, check_path, expected_of, shown
+from discern.config.fields import JsonObject, Refused, check_path, expected_of, shown
 from discern.config.schema import Experiment, ParameterFile, Section, WithArguments
 from discern.config.search import SearchFile, SearchSpaceLeaf
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UserError, nearest
 from discern.runtime.foreign import check_file
-from discern.runtime.text import has_control
+from discern.runtime.text import has_control, visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Parameters:
     path: Path
     experiments_dir: Path
     experiments: dict[str, Experiment]
-    given: dict[str, dict[str, Any]] = field(repr=False)
+    given: dict[str, JsonObject] = field(repr=False)
 
     def folder(self, name: str) -> Path:
         """Return the folder of an experiment."""
@@ -160,7 +160,7 @@ def parse_search(content: Mapping[str, object]) -> SearchFile:
     return search
 
 
-def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
+def merge_parameters(paths: Sequence[Path]) -> JsonObject:
     """Return one full parameter file with the experiments of several, relative to the folder that they share.
 
     Args:
@@ -169,7 +169,7 @@ def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         InvalidInputError: if an experiment is given twice, or as for `load_parameters`.
     """
-    given: dict[Path, dict[str, Any]] = {}
+    given: dict[Path, JsonObject] = {}
     for path in paths:
         parameters = load_parameters(path)
         for name, experiment in parameters.given.items():
@@ -183,7 +183,7 @@ def merge_parameters(paths: Sequence[Path]) -> dict[str, Any]:
     return {"exp_param": {"experiments_dir": str(shared)}, "experiments": experiments}
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """Return the JSON Schema of `parameters.json`, for editors.
 
     Example:
@@ -195,7 +195,7 @@ def schema() -> dict[str, Any]:
     return described | content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read a JSON file that holds one object; strict: no duplicate keys, NaN or infinity.
 
     Raises:
@@ -254,7 +254,7 @@ def _check_folder(experiments_dir: Path) -> None:
                 return
 
 
-def _check_search_space(tree: Any, section: type[Section] | None, path: tuple[str, ...]) -> None:
+def _check_search_space(tree: object, section: type[Section] | None, path: tuple[str, ...]) -> None:
     if not isinstance(tree, dict) or not tree:
         raise InvalidInputError(f'{_dotted(path)}: expected {{"type", "name", "args"}}, got {shown(tree)}')
     if "type" in tree:
@@ -273,13 +273,13 @@ def _takes_argument(section: type[Section], key: str) -> bool:
     return section.kind == "loss" or key in names_taken(section.kind)  # the published file varies a lost one's
 
 
-def _check_texts(tree: Any, place: tuple[Any, ...]) -> None:
+def _check_texts(tree: object, place: tuple[str | int, ...]) -> None:
     """Refuse what no part of a file has a use for: deep nesting, and text that cannot be written anywhere."""
     if len(place) > _DEEPEST:
         raise InvalidInputError(
             f"{_dotted(place[:3])}...: not valid JSON for this program: objects are nested more than {_DEEPEST} deep"
         )
-    entries: Iterable[tuple[Any, Any]] = ()
+    entries: Iterable[tuple[str | int, object]] = ()
     if isinstance(tree, dict):
         entries = tree.items()
     elif isinstance(tree, list):
@@ -290,8 +290,8 @@ def _check_texts(tree: Any, place: tuple[Any, ...]) -> None:
         _check_texts(value, (*place, key))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
+    found: JsonObject = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"key {key!r} is given twice in one object")
@@ -366,7 +366,7 @@ def _in_one_line(error: ValidationError, root: type[Section], path: tuple[str, .
     return kind(f"{where}: {text}{more}" if where else f"{text}{more}")
 
 
-def _section_at(root: type[Section] | None, place: tuple[Any, ...]) -> type[Section] | None:
+def _section_at(root: type[Section] | None, place: tuple[str | int, ...]) -> type[Section] | None:
     """Return the class of the section at a path of keys, None if it is not one."""
     section, held = root, False
     for key in place:
@@ -379,7 +379,7 @@ def _section_at(root: type[Section] | None, place: tuple[Any, ...]) -> type[Sect
     return section
 
 
-def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
+def _section_in(annotation: object) -> tuple[type[Section] | None, bool]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
     for part in get_args(annotation):
@@ -389,7 +389,7 @@ def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
     return None, False
 
 
-def _jsonlike(value: Any, depth: int = 0) -> Any:
+def _jsonlike(value: object, depth: int = 0) -> object:
     if depth > _DEEPEST:
         raise InvalidInputError(f"parameters are nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
@@ -401,5 +401,5 @@ def _jsonlike(value: Any, depth: int = 0) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _dotted(place: tuple[Any, ...]) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).removeprefix(".")
+def _dotted(place: tuple[str | int, ...]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{visible(key)}" for key in place).removeprefix(".")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +22,7 @@ from discern.config.fields import (
     FilePath,
     GenesOrDeviation,
     GenesOrNumber,
+    JsonObject,
     Layers,
     Loss,
     Norm,
@@ -50,7 +51,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return a copy as it stands in a file, in the canonical form of `discern.config.reading.parse_experiment`."""
         optional = set(type(self).model_fields) - {"output_fn"}
         return {

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from discern.config.arguments import REFUSED
-from discern.config.fields import Column, Count, Positive, Refused, Weight, naming, shown
+from discern.config.fields import Column, Count, JsonObject, Positive, Refused, Weight, naming, shown
 from discern.config.schema import Section, WithArguments
 from discern.errors import nearest
 
@@ -47,10 +55,12 @@ def _address(text: str) -> str:
     return text
 
 
-def _level(value: Any) -> Any:
-    if isinstance(value, bool) or not (value in range(51) if isinstance(value, int) else str(value).upper() in _LEVELS):
-        raise Refused(f"expected one of {', '.join(_LEVELS)}, got {shown(value)}")
-    return value
+def _level(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and value in range(51):
+        return value
+    if isinstance(value, str) and value.upper() in _LEVELS:
+        return value
+    raise Refused(f"expected one of {', '.join(_LEVELS)}, got {shown(value)}")
 
 
 Figure = Annotated[str, AfterValidator(_figure)]
@@ -64,7 +74,7 @@ class Setup(Section):
     num_gpus: Annotated[Count, Field(le=100_000)] | None = None
     resources: dict[Column, Weight] | None = None
     namespace: Column | None = None
-    logging_level: Annotated[Any, AfterValidator(_level)] = "INFO"
+    logging_level: Annotated[int | str, PlainValidator(_level), WithJsonSchema({})] = "INFO"
     log_to_driver: bool | None = None
     object_store_memory: Annotated[int, Field(ge=80 * 2**20, le=2**50)] | None = None
     include_dashboard: Literal[False] | None = None
@@ -74,7 +84,7 @@ class Setup(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out(cls, data: Any) -> Any:
+    def _leave_out(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -127,7 +137,7 @@ class TrialConfig(Section):
     validation_batches: Positive = 10
 
 
-def _stop(value: dict[str, Any]) -> dict[str, Any]:
+def _stop(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     for name, limit in value.items():
         known = (*_FIGURES, *_STATES)
         if name not in known:
@@ -148,7 +158,7 @@ class TrainSpec(Section):
 
     name: Annotated[str, AfterValidator(_folder_name)] = "Ray_Optimization"
     resources_per_trial: dict[Column, Annotated[float, Field(ge=0, le=100_000)]] = Field(default_factory=dict)
-    stop: Annotated[dict[str, Any], AfterValidator(_stop)] = Field(default_factory=dict)
+    stop: Annotated[dict[str, JsonValue], AfterValidator(_stop)] = Field(default_factory=dict)
     config: TrialConfig = TrialConfig()
     num_samples: Positive = 500
     max_failures: Annotated[int, Field(ge=-1, le=10**6)] = 10
@@ -167,7 +177,7 @@ class SearchSpaceLeaf(Section):
 
     type: Annotated[str, naming("search space")]
     name: Column | None = None
-    args: list[Any] = Field(default_factory=list)
+    args: list[JsonValue] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_args(self) -> SearchSpaceLeaf:
@@ -188,9 +198,9 @@ class SearchFile(Section):
         None
     )
     train_spec: TrainSpec = TrainSpec()
-    search_space: Annotated[dict[str, Any], Field(min_length=1)]
+    search_space: Annotated[JsonObject, Field(min_length=1)]
     analysis: Analysis = Analysis()
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonObject:
         """Return what the file says, without defaults."""
         return self.model_dump(by_alias=True, exclude_unset=True)

@@ -13,7 +13,7 @@ from pandas.api.types import infer_dtype, union_categoricals
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     import anndata as ad
 
@@ -81,7 +81,7 @@ def as_text(values: pd.Series) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, pd.Index(unique, dtype=object), ordered=ordered)
 
 
-def _factorized(values: pd.Series) -> tuple[np.ndarray, Any]:
+def _factorized(values: pd.Series) -> tuple[np.ndarray, pd.Index]:
     if values.dtype != object or infer_dtype(values, skipna=True) in ("string", "empty"):
         return pd.factorize(values)
     if infer_dtype(values, skipna=True) in ("integer", "floating", "mixed-integer-float"):
@@ -90,7 +90,7 @@ def _factorized(values: pd.Series) -> tuple[np.ndarray, Any]:
     return pd.factorize(values.map(_text, na_action="ignore") if values.notna().any() else values)
 
 
-def _texts(names: Any) -> list[str]:
+def _texts(names: pd.Index | pd.Series | list[str]) -> list[str]:
     names = pd.Index(names)
     if pd.api.types.is_float_dtype(names.dtype):
         numbers = names.to_numpy(float)
@@ -131,7 +131,7 @@ def storable(frame: pd.DataFrame, name: str, part: str = "obs", categories: bool
         check_columns(frame, part)
     except UnsupportedError as error:
         raise UnsupportedError(f"{name}: {error}") from None
-    names: dict[Any, str] = {column: column for column in frame if column == _storable_name(column)}
+    names: dict[Hashable, str] = {column: column for column in frame if column == _storable_name(column)}
     for column in frame:
         names.setdefault(column, free_name(_storable_name(column), names.values()))
     renamed = {str(old): new for old, new in names.items() if str(old) != new}

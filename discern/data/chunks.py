@@ -37,14 +37,19 @@ from discern.runtime.foreign import reading, visible
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import DTypeLike
 
 
 Undo: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
 """Turns stored values back into log-normalised ones."""
 Matrix = Any
 """A matrix of cells x genes: ndarray, scipy.sparse matrix or dask array."""
+
+_BlockInfo: TypeAlias = "Mapping[None, Mapping[str, Sequence[tuple[int, int]]]]"
+"""What dask says of a block: where it is in the array."""
 
 hdf5_lock = threading.RLock()
 """Held while blocks are read ahead and while they are written: HDF5 is not made for several threads, and the lock of
@@ -70,7 +75,7 @@ def memory_budget() -> int:
     return usable_memory() // 8
 
 
-def is_lazy(matrix: Any) -> bool:
+def is_lazy(matrix: Matrix) -> bool:
     """Return whether the matrix is a dask array."""
     return hasattr(matrix, "dask")
 
@@ -94,7 +99,7 @@ def _csr_nbytes(shape: tuple[int, int], nnz: int, dtype: np.dtype) -> int:
     return nnz * (dtype.itemsize + index) + (shape[0] + 1) * index
 
 
-def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
+def as_csr(block: Matrix, dtype: DTypeLike | None = np.float32) -> sparse.csr_matrix:
     """Return a block of rows as CSR without stored zeros, in the type given, None for its own."""
     if block.dtype == np.float16:
         block = block.astype(np.float32)  # scipy knows no float16
@@ -106,7 +111,7 @@ def as_csr(block: Any, dtype: Any = np.float32) -> sparse.csr_matrix:
     return csr
 
 
-def canonical(X: Any, source: str) -> Matrix:
+def canonical(X: Matrix, source: str) -> Matrix:
     """Return counts of any kind as CSR of numbers that numpy calculates with, the entries of one place summed.
 
     Args:
@@ -128,7 +133,7 @@ def canonical(X: Any, source: str) -> Matrix:
     if is_lazy(X):
         rows = rows_per_block(X.shape[1])
         is_sparse = sparse.issparse(X._meta)
-        chunks: dict[int, Any] = {1: -1} if is_sparse or max(X.chunks[0], default=0) <= rows else {0: rows, 1: -1}
+        chunks = {1: -1} if is_sparse or max(X.chunks[0], default=0) <= rows else {0: rows, 1: -1}
         meta = sparse.csr_matrix((0, 0), dtype=dtype)
         return X.rechunk(chunks).map_blocks(canonical, source, dtype=dtype, meta=meta)
     if isinstance(X, np.ma.MaskedArray):
@@ -315,7 +320,7 @@ def read_layers(path: Path, names: Collection[str]) -> ad.AnnData:
 
 
 @contextlib.contextmanager
-def opened(path: Path, again: bool = False) -> Iterator[Any]:
+def opened(path: Path, again: bool = False) -> Iterator[h5py.Group]:
     """Open a file or folder of cells; what is wrong with it is an InvalidInputError that names it.
 
     Args:
@@ -335,7 +340,11 @@ def opened(path: Path, again: bool = False) -> Iterator[Any]:
 
 
 def read_matrix(
-    path: Path, elem: Any, shape: tuple[int, int], budget: int | None = None, undo: Undo | None = None
+    path: Path,
+    elem: h5py.Group | h5py.Dataset,
+    shape: tuple[int, int],
+    budget: int | None = None,
+    undo: Undo | None = None,
 ) -> Matrix:
     """Read a stored matrix as CSR if it fits into memory, else as dask array of CSR blocks.
 
@@ -371,7 +380,9 @@ def read_matrix(
     return _read_dense(path, elem, undo, budget)
 
 
-def _read_sparse(path: Path, elem: Any, shape: tuple[int, int], by_rows: bool, budget: int) -> Matrix:
+def _read_sparse(
+    path: Path, elem: h5py.Group | h5py.Dataset, shape: tuple[int, int], by_rows: bool, budget: int
+) -> Matrix:
     data, indices = elem["data"], elem["indices"]
     dtype = usable_dtype(data.dtype, str(path))
     nbytes = _csr_nbytes(shape, data.shape[0], np.dtype(np.float32))
@@ -401,7 +412,7 @@ def _lazy(read: Callable[..., sparse.csr_matrix], shape: tuple[int, int], dtype:
 
 
 def _sparse_rows(
-    path: Path, name: str, indptr: np.ndarray, n_genes: int, dtype: np.dtype, block_info: Any = None
+    path: Path, name: str, indptr: np.ndarray, n_genes: int, dtype: np.dtype, block_info: _BlockInfo
 ) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
     first, last = indptr[start], indptr[stop]
@@ -412,14 +423,14 @@ def _sparse_rows(
         return summed(found.astype(dtype, copy=False))
 
 
-def _dense_rows(path: Path, name: str, dtype: np.dtype, undo: Undo | None, block_info: Any = None) -> sparse.csr_matrix:
+def _dense_rows(path: Path, name: str, dtype: np.dtype, undo: Undo | None, block_info: _BlockInfo) -> sparse.csr_matrix:
     start, stop = block_info[None]["array-location"][0]
     with opened(path, again=True) as group:
         block = group[name][start:stop]
     return as_csr(undo(block) if undo else block, dtype)
 
 
-def _read_dense(path: Path, elem: Any, undo: Undo | None, budget: int) -> Matrix:
+def _read_dense(path: Path, elem: h5py.Group | h5py.Dataset, undo: Undo | None, budget: int) -> Matrix:
     dtype = np.dtype(np.float32) if undo else usable_dtype(elem.dtype, str(path))
     rows = rows_per_block(elem.shape[1])
     blocks: list[sparse.csr_matrix] = []

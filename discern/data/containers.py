@@ -100,7 +100,7 @@ def check_hdf5(file: h5py.File, whole: Collection[str] | None = None) -> None:
                     claims.add(place, part.shape or (), part.id.get_type().get_size(), stored)
 
 
-def _linked(group: h5py.Group, name: str, place: str) -> Any:
+def _linked(group: h5py.Group, name: str, place: str) -> h5py.Group | h5py.Dataset:
     try:
         link = group.get(name, getlink=True)
     except TypeError:
@@ -178,7 +178,7 @@ def _check_arrays(part: h5py.Group) -> None:
 # --- Matrix Market ---------------------------------------------------------------------------------------------------
 
 
-def check_header(header: Sequence[Any], path: Path) -> None:
+def check_header(header: tuple[int, int, int, str, str, str], path: Path) -> None:
     """Raise ValueError if the header of a Matrix Market file claims more than the file can hold.
 
     Args:
@@ -251,7 +251,7 @@ def _check_array(place: str, metadata: Mapping[str, Any], stored: int, claims: _
         claims.add(place, shape, itemsize, stored)
 
 
-def _codecs(tree: Any) -> Iterator[str]:
+def _codecs(tree: object) -> Iterator[str]:
     """Yield the names of all codecs, also of those inside of others."""
     for part in tree if isinstance(tree, list) else [tree]:
         if isinstance(part, dict):
@@ -262,7 +262,7 @@ def _codecs(tree: Any) -> Iterator[str]:
             yield from _codecs(part)
 
 
-def _itemsize(dtype: Any) -> int:
+def _itemsize(dtype: object) -> int:
     if isinstance(dtype, dict):
         return int((dtype.get("configuration") or {}).get("length_bytes", 8))
     if isinstance(dtype, str) and (bits := re.fullmatch(r"[a-z]+(\d+)", dtype)):

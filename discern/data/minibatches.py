@@ -6,7 +6,7 @@ Sparse, log-normalised cells become dense, standardised ones in TensorFlow.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +46,10 @@ def damage_told(folder: Path | None) -> Iterator[None]:
         ) from error
 
 
+Minibatch: TypeAlias = tuple[dict[str, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""Inputs of the network by name, and the expression that its two outputs are compared with."""
+
+
 class Batches:
     """Makes standardised dense batches of sparse log-normalised cells, in TensorFlow.
 
@@ -60,7 +64,7 @@ class Batches:
         self.n_genes, self.n_labels, self.thin_counts = len(mean), n_labels, thin_counts
         self._mean, self._std, self._zeros = mean, std, (0 - mean) / std
 
-    def map(self, dataset: tf.data.Dataset, function: Callable[..., Any], seed: int | None) -> tf.data.Dataset:
+    def map(self, dataset: tf.data.Dataset, function: Callable[..., Minibatch], seed: int | None) -> tf.data.Dataset:
         """Map a data set with `parse` or what else ends in a call of this; the same random numbers for a seed."""
         if self.thin_counts < 1:
             draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
@@ -69,7 +73,7 @@ class Batches:
 
     def __call__(
         self, lengths: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, codes: tf.Tensor, draw: tf.Tensor | None = None
-    ) -> Any:
+    ) -> Minibatch:
         """Return ({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts)).
 
         Args:
@@ -92,7 +96,7 @@ class Batches:
         dense = tf.tensor_scatter_nd_update(tf.tile(self._zeros, [n_cells]), positions[:, tf.newaxis], values)
         return tf.reshape(dense, (lengths.shape[0] or -1, self.n_genes))
 
-    def parse(self, records: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
+    def parse(self, records: tf.Tensor, draw: tf.Tensor | None = None) -> Minibatch:
         """Return the same for a batch of records."""
         gene_bytes = gene_dtype(self.n_genes).itemsize
         lengths = (tf.strings.length(records) - 4) // (gene_bytes + 4)
@@ -206,7 +210,7 @@ def from_memory(
         rows = X[numbers]
         return np.diff(rows.indptr).astype(np.int32), rows.indices.astype(np.int32), rows.data, codes[numbers]
 
-    def batch(numbers: tf.Tensor, draw: tf.Tensor | None = None) -> Any:
+    def batch(numbers: tf.Tensor, draw: tf.Tensor | None = None) -> Minibatch:
         parts = tf.numpy_function(gather, [numbers], [tf.int32, tf.int32, tf.float32, tf.int32])
         for part, length in zip(parts, (numbers.shape[0], None, None, numbers.shape[0]), strict=True):
             part.set_shape((length,))

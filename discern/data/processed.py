@@ -9,7 +9,7 @@ import logging
 import warnings
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -37,12 +37,13 @@ from discern.runtime.foreign import reading, visible
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from typing import Self
 
     import tensorflow as tf
 
     from discern.data.chunks import Undo
+    from discern.data.structure import Findings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class DISCERNData(ad.AnnData):
         self._seed = seed
         self._in_progress = False
 
-    def __getitem__(self, index: Any) -> Self:
+    def __getitem__(self, index: object) -> Self:
         """Return some of the cells (and genes), as a view."""
         with ad.settings.override(remove_unused_categories=False):  # the batch's are the labels of the network
             return self._of_same_kind(super().__getitem__(index))  # the record files are of other cells
@@ -180,9 +181,9 @@ class DISCERNData(ad.AnnData):
         return data
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Findings:
         """What preprocessing found out (`uns["DISCERN"]`): batch names, numbers of cells, LSN, MMD kernel."""
-        found: Mapping[str, Any] = self.uns["DISCERN"]
+        found: Findings = self.uns["DISCERN"]
         return found
 
     @property

@@ -118,7 +118,7 @@ class TFRecordsWriter:
         self,
         out_dir: str | Path,
         seed: int = 0,
-        stamp: dict[str, Any] | None = None,
+        stamp: Mapping[str, object] | None = None,
         scaling: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         self.out_dir = str(out_dir)
@@ -312,7 +312,7 @@ def _original_cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.da
                 f"{file}: expected {4 * size} bytes a cell, of {n_genes} genes and {n_labels} batches, got {found}"
             )
 
-    def split(record: tf.Tensor) -> Any:
+    def split(record: tf.Tensor) -> tf.Tensor:
         values = tf.ensure_shape(tf.io.decode_raw(record, tf.float32), (size,))
         counts, label = values[:n_genes], values[n_genes : n_genes + n_labels]
         return {"input_data": counts, "batch_input_enc": label, "batch_input_dec": label}, (counts, counts)
@@ -343,7 +343,7 @@ def _cells(files: Sequence[Path], n_genes: int, n_labels: int) -> tf.data.Datase
     return tf.data.TFRecordDataset(names).batch(64).map(Batches(mean, std, n_labels).parse).unbatch()
 
 
-def _meta_of(folder: Path) -> Mapping[str, Any]:
+def _meta_of(folder: Path) -> Mapping[str, object]:
     try:
         check_file(folder / _META)
         content = json.loads((folder / _META).read_text())

@@ -13,13 +13,15 @@ from scipy import sparse
 from discern.errors import InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import anndata
     import pandas as pd
 
+    from discern.data.chunks import Matrix
 
-def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
+
+def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, object] | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation that each gene is standardised with.
 
     Args:
@@ -51,7 +53,7 @@ def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, Any] | None) -
     return mean, std
 
 
-def _per_gene(features: pd.DataFrame, scalings: Mapping[str, Any], key: str, neutral: float) -> np.ndarray:
+def _per_gene(features: pd.DataFrame, scalings: Mapping[str, object], key: str, neutral: float) -> np.ndarray:
     value = scalings.get(key, neutral)
     column = f"{key}_scaling"
     if isinstance(value, str):
@@ -111,19 +113,19 @@ def _one_for_each(n_genes: int, given: np.ndarray | float, key: str) -> np.ndarr
     return np.broadcast_to(values.ravel(), n_genes)
 
 
-def scale_by_params(adata: anndata.AnnData, scalings: Mapping[str, Any] | None) -> anndata.AnnData:
+def scale_by_params(adata: anndata.AnnData, scalings: Mapping[str, object] | None) -> anndata.AnnData:
     """Standardise `adata.X` in place as `fixed_scaling` of the parameters says (see `parse_mean_var`)."""
     mean, std = parse_mean_var(adata.var, scalings)
     return scale(adata, mean, std)
 
 
-def rescale_by_params(adata: anndata.AnnData, scalings: Mapping[str, Any] | None) -> anndata.AnnData:
+def rescale_by_params(adata: anndata.AnnData, scalings: Mapping[str, object] | None) -> anndata.AnnData:
     """Undo `scale_by_params`: `adata.X` becomes log-normalised expression again, never below 0, in place."""
     mean, std = parse_mean_var(adata.var, scalings)
     return _apply(adata, lambda block: np.maximum(_dense(block) * std + mean, 0))
 
 
-def _apply(adata: anndata.AnnData, function: Any) -> anndata.AnnData:
+def _apply(adata: anndata.AnnData, function: Callable[[Matrix], np.ndarray]) -> anndata.AnnData:
     matrix = adata.X
     if hasattr(matrix, "map_blocks"):
         genes_in_one_block = matrix.rechunk({1: -1})
@@ -133,7 +135,7 @@ def _apply(adata: anndata.AnnData, function: Any) -> anndata.AnnData:
     return adata
 
 
-def _dense(block: Any) -> np.ndarray:
+def _dense(block: Matrix) -> np.ndarray:
     return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float32)
 
 

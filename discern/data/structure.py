@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import h5py
 import numpy as np
@@ -19,6 +19,8 @@ from discern.runtime.foreign import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike
 
 
 DEEPEST_NESTING = 50
@@ -87,7 +89,7 @@ def check_indices(indices: np.ndarray, below: int) -> None:
         raise ValueError(f"indices go from {indices.min()} to {indices.max()}, expected 0 to {below - 1}")
 
 
-def check_shape(shape: Any) -> tuple[int, int]:
+def check_shape(shape: ArrayLike) -> tuple[int, int]:
     """Return a stored shape as two whole numbers, or raise ValueError."""
     sizes = np.asarray(shape)
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or (sizes < 0).any() or (sizes > LARGEST_SHAPE).any():
@@ -95,7 +97,9 @@ def check_shape(shape: Any) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def compressed(data: Any, indices: Any, indptr: Any, shape: Any, by_rows: bool = True) -> Any:
+def compressed(
+    data: ArrayLike, indices: ArrayLike, indptr: ArrayLike, shape: ArrayLike, by_rows: bool = True
+) -> sparse.csr_matrix | sparse.csc_matrix:
     """Return a CSR or CSC matrix of arrays from somewhere, or raise ValueError if they do not fit together."""
     data, indices, indptr = (np.asarray(part) for part in (data, indices, indptr))
     rows, columns = check_shape(shape)
@@ -109,7 +113,7 @@ def compressed(data: Any, indices: Any, indptr: Any, shape: Any, by_rows: bool =
     return made((data, indices, indptr), shape=(rows, columns))
 
 
-def check_values(values: Any) -> None:
+def check_values(values: np.ndarray) -> None:
     """Raise ValueError unless an array, in a file or in memory, is of real numbers."""
     if getattr(values.dtype, "kind", "O") not in "biuf":
         raise ValueError(f"expected numbers, the values are of type {visible(str(values.dtype), 60)}")
@@ -130,7 +134,7 @@ def check_matrix(matrix: Any) -> None:
             check_indices(indices, below)
 
 
-def check_parts(parts: Any, depth: int = 0) -> None:
+def check_parts(parts: object, depth: int = 0) -> None:
     """Raise ValueError if a sparse matrix in nested mappings does not hold together."""
     if depth > DEEPEST_NESTING:
         raise ValueError("nested too deeply")
@@ -214,7 +218,7 @@ def check_finite(values: np.ndarray, name: str, positive: bool = False) -> None:
         raise ValueError(f"{visible(name)}: expected numbers above 0, the smallest is {lowest:g}")
 
 
-def number(values: Mapping[str, Any], name: str, lowest: float, highest: float = 2**53) -> float:
+def number(values: Mapping[str, object], name: str, lowest: float, highest: float = 2**53) -> float:
     """Return a number that a file says, or raise ValueError if it is none, or none that can be.
 
     Args:
@@ -236,12 +240,28 @@ def number(values: Mapping[str, Any], name: str, lowest: float, highest: float =
     return found
 
 
-def whole_number(values: Mapping[str, Any], name: str, lowest: int, highest: int = 2**53) -> int:
+def whole_number(values: Mapping[str, object], name: str, lowest: int, highest: int = 2**53) -> int:
     """Return a whole number that a file says; see `number`."""
     found = number(values, name, lowest, highest)
     if found != int(found):
         raise ValueError(f"{name} is {found}, expected a whole number")
     return int(found)
+
+
+class Findings(TypedDict, total=False):
+    """`uns["DISCERN"]`: what preprocessing has found out; what of it there is depends on the steps done."""
+
+    batch_key: dict[str, str]
+    scale: dict[str, float]
+    mmd_kernel: dict[str, float]
+    valid_cells_no: dict[str, int]
+    train_cells_no: dict[str, int]
+    batch_ratios: dict[str, float]
+    total_count: int
+    common_genes_count: int
+    total_train_count: int
+    total_valid_count: int
+    user_columns: dict[str, dict[str, str]]
 
 
 PROCESSED_VERSION = 2

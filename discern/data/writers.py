@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import DTypeLike
 
+    from discern.data.chunks import Matrix
+
 
 _CHUNK_BYTES = 2**20
 _SMALLEST_SPARSE: dict[str, type] = {"f": np.float32, "u": np.uint8, "i": np.int8}
@@ -128,14 +130,14 @@ class _ZarrArray(_Array):
 class _Dense:
     """A matrix stored as an array."""
 
-    def __init__(self, name: str, n_genes: int, dtype: np.dtype, make: Callable[..., Any]):
+    def __init__(self, name: str, n_genes: int, dtype: np.dtype, make: Callable[..., _Array]):
         self._name = name
         self._array = make(name, (n_genes,), dtype)
 
-    def append(self, block: Any) -> None:
+    def append(self, block: Matrix) -> None:
         self._array.append(block.toarray() if sparse.issparse(block) else np.asarray(block))
 
-    def close(self, group: Any) -> int:
+    def close(self, group: h5py.Group) -> int:
         self._array.close()
         group[self._name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         return int(self._array.rows)
@@ -144,20 +146,20 @@ class _Dense:
 class _Sparse:
     """A matrix stored as CSR."""
 
-    def __init__(self, name: str, n_genes: int, dtype: np.dtype, make: Callable[..., Any]):
+    def __init__(self, name: str, n_genes: int, dtype: np.dtype, make: Callable[..., _Array]):
         self._name, self._n_genes, self._dtype = name, n_genes, dtype
         self._data = make(f"{name}/data", (), dtype)
         self._indices = make(f"{name}/indices", (), np.dtype(np.int32))
         self._indptr = [np.zeros(1, dtype=np.int64)]
         self._make = make
 
-    def append(self, block: Any) -> None:
+    def append(self, block: Matrix) -> None:
         csr = in_gene_order(as_csr(block, self._dtype))
         self._data.append(csr.data)
         self._indices.append(csr.indices)
         self._indptr.append(csr.indptr[1:].astype(np.int64) + self._indptr[-1][-1])
 
-    def close(self, group: Any) -> int:
+    def close(self, group: h5py.Group) -> int:
         indptr = np.concatenate(self._indptr)
         pointers = self._make(f"{self._name}/indptr", (), np.dtype(np.int32 if indptr[-1] < 2**31 else np.int64))
         pointers.append(indptr)
@@ -169,7 +171,7 @@ class _Sparse:
 
 
 def write_blocks(
-    path: str | Path, adata: ad.AnnData, blocks: Iterable[Mapping[str, Any]], dtype: DTypeLike = np.float32
+    path: str | Path, adata: ad.AnnData, blocks: Iterable[Mapping[str, Matrix]], dtype: DTypeLike = np.float32
 ) -> None:
     """Write an AnnData whose matrices come block of cells by block of cells; only one block is in memory at a time.
 
@@ -219,7 +221,7 @@ def write_blocks(
             _write_matrices(group, header, blocks, np.dtype(dtype), functools.partial(_ZarrArray, group))
 
 
-def _checked(blocks: Iterable[Mapping[str, Any]], file: OutputFile) -> Iterator[Mapping[str, Any]]:
+def _checked(blocks: Iterable[Mapping[str, Matrix]], file: OutputFile) -> Iterator[Mapping[str, Matrix]]:
     """End the work on a full disk with the block that did not fit."""
     for block in blocks:
         file.check()
@@ -227,7 +229,11 @@ def _checked(blocks: Iterable[Mapping[str, Any]], file: OutputFile) -> Iterator[
 
 
 def _write_matrices(
-    group: Any, adata: ad.AnnData, blocks: Iterable[Mapping[str, Any]], dtype: np.dtype, make: Callable[..., Any]
+    group: h5py.Group,
+    adata: ad.AnnData,
+    blocks: Iterable[Mapping[str, Matrix]],
+    dtype: np.dtype,
+    make: Callable[..., _Array],
 ) -> None:
     matrices: dict[str, _Dense | _Sparse] = {}
     for block in blocks:
@@ -253,7 +259,7 @@ def _write_matrices(
 
 
 def generate_h5ad(
-    counts: Any,
+    counts: Matrix | tuple[np.ndarray, np.ndarray],
     var: pd.DataFrame,
     obs: pd.DataFrame,
     save_path: str | Path | None = None,
@@ -292,7 +298,7 @@ def generate_h5ad(
         estimated, dropouts = (np.asarray(part, dtype=np.float32) for part in counts)
         estimated = _unscaled(estimated, var, scaling)
         layers = {"estimated_counts": estimated, "estimated_dropouts": dropouts} | layers
-        X: Any = sample_counts(estimated, dropouts)
+        X: Matrix = sample_counts(estimated, dropouts)
     else:
         X = counts.astype(np.float32) if sparse.issparse(counts) else np.array(counts, dtype=np.float32)
         X = _unscaled(X, var, scaling)
@@ -321,7 +327,7 @@ def generate_h5ad(
     return adata
 
 
-def _unscaled(counts: Any, var: pd.DataFrame, scaling: Mapping[str, Any] | None) -> Any:
+def _unscaled(counts: Matrix, var: pd.DataFrame, scaling: Mapping[str, object] | None) -> Matrix:
     if scaling is None:
         return counts
     mean, std = parse_mean_var(var, scaling)

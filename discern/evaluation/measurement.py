@@ -11,6 +11,16 @@ import pandas as pd
 
 from discern.data.chunks import cell_blocks, iter_blocks
 from discern.data.components import PrincipalComponents
+from discern.evaluation.agreement import (
+    MethodMetrics,
+    NeighboursKept,
+    PairMetrics,
+    PairResult,
+    ReferenceCells,
+    SourceResult,
+    TypeMetrics,
+    finite,
+)
 from discern.evaluation.results import (
     METHODS,
     Distances,
@@ -18,16 +28,8 @@ from discern.evaluation.results import (
     Evaluation,
     EvaluationResult,
     GeneSummary,
-    MethodMetrics,
     Mixing,
-    NeighboursKept,
-    PairMetrics,
-    PairResult,
-    ReferenceCells,
     SourceDistances,
-    SourceResult,
-    TypeMetrics,
-    finite,
 )
 from discern.inputs.labels import gene_symbols
 from discern.metrics.gene_agreement import (

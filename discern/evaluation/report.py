@@ -21,15 +21,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from discern.evaluation.results import (
-        Distances,
-        Evaluation,
-        EvaluationResult,
-        MethodMetrics,
-        PairResult,
-        SourceResult,
-        TypeMetrics,
-    )
+    from discern.evaluation.agreement import MethodMetrics, PairResult, SourceResult, TypeMetrics
+    from discern.evaluation.results import Distances, Evaluation, EvaluationResult
 
 
 _TYPES_IN_PICTURES = 6

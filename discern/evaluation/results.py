@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from discern.errors import MissingFileError
+from discern.evaluation.agreement import ReferenceCells, SourceResult, finite
 from discern.evaluation.verdict import judge
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import recover
@@ -52,107 +53,6 @@ FIGURES = {
     "mmd": "MMD",
     "auc": "AUC",
 }
-
-
-@dataclass(frozen=True)
-class PairMetrics:
-    """How well the differences between two cell types agree (`discern.metrics.gene_agreement.compare_differences`)."""
-
-    difference_r: float | None = None
-    t_rho: float | None = None
-    top200: float | None = None
-
-    @classmethod
-    def of_rows(cls, table: pd.DataFrame) -> list[Self]:
-        """Take the rows of a table of `compare_differences`."""
-        rows = table[["difference_r", "t_rho", "top200"]].itertuples(index=False, name=None)
-        return [cls(*map(finite, row)) for row in rows]
-
-
-@dataclass(frozen=True)
-class TypeMetrics:
-    """How well the means of a cell type agree, see `discern.metrics.gene_agreement.compare_groups`."""
-
-    cells: int
-    real_cells: int
-    mean_r: float | None = None
-    mean_rmse: float | None = None
-    detection_r: float | None = None
-
-    @classmethod
-    def of_rows(cls, table: pd.DataFrame) -> list[Self]:
-        """Take the rows of a table of `compare_groups`."""
-        columns = ["cells", "real_cells", "mean_r", "mean_rmse", "detection_r"]
-        rows = table[columns].itertuples(index=False, name=None)
-        return [cls(int(cells), int(real), *map(finite, rest)) for cells, real, *rest in rows]
-
-
-@dataclass(frozen=True)
-class MethodMetrics:
-    """Means over cell types and pairs of types, and how well a classifier tells the cells from real ones.
-
-    `mmd` and `auc` are in the space of the principal components. None: not defined for these cells.
-    """
-
-    mean_r: float | None = None
-    mean_rmse: float | None = None
-    detection_r: float | None = None
-    difference_r: float | None = None
-    t_rho: float | None = None
-    top200: float | None = None
-    mmd: float | None = None
-    auc: float | None = None
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """Two cell types and what each method makes of their differences."""
-
-    types: tuple[str, str]
-    methods: dict[str, PairMetrics]
-
-
-@dataclass(frozen=True)
-class NeighboursKept:
-    """Which share of a cell's nearest neighbours, as measured, are among them in another space."""
-
-    latent: float
-    X: float
-    estimated_counts: float
-    expected: float
-
-
-@dataclass(frozen=True)
-class SourceResult:
-    """A batch, projected and compared.
-
-    Attributes:
-        cells: Number of its cells.
-        shared_types: Cell types that it and the held-out cells of the reference have.
-        other_types: Its other types.
-        methods: For each of `METHODS` its figures.
-        types: For each shared type, those of each method.
-        pairs: The same for each pair of shared types.
-        neighbours_kept: None for too few cells.
-    """
-
-    cells: int
-    shared_types: list[str]
-    other_types: list[str]
-    methods: dict[str, MethodMetrics]
-    types: dict[str, dict[str, TypeMetrics]]
-    pairs: list[PairResult]
-    neighbours_kept: NeighboursKept | None = None
-
-
-@dataclass(frozen=True)
-class ReferenceCells:
-    """The batch to compare with: which of its cells are held out, and how many."""
-
-    batch: str
-    split: str
-    held_out_cells: int
-    other_cells: int
 
 
 @dataclass(frozen=True)
@@ -314,21 +214,12 @@ def shown_figure(metrics: object, method: str, name: str) -> float | None:
     """Return a figure of a method as reports show it: None where the method is not made for it.
 
     Example:
+        >>> from discern.evaluation.agreement import MethodMetrics
         >>> shown_figure(MethodMetrics(detection_r=0.5), "estimated_counts", "detection_r") is None
         True
     """
     value: float | None = getattr(metrics, name, None)
     return None if name in NOT_MADE_FOR.get(method, ()) else value
-
-
-def finite(value: float | np.floating | None) -> float | None:
-    """Return None for what JSON has no word for, NaN and infinity.
-
-    Example:
-        >>> finite(0.5), finite(float("nan"))
-        (0.5, None)
-    """
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 _WIDTHS = {"measured": 10, "X": 8, "estimated_counts": 18, "real": 8}
@@ -338,6 +229,7 @@ def summary(result: EvaluationResult) -> str:
     """Return verdict and figures for a terminal of 80 columns.
 
     Example:
+        >>> from discern.evaluation.agreement import MethodMetrics, ReferenceCells, SourceResult
         >>> source = SourceResult(5, ["x"], [], {"measured": MethodMetrics(mean_r=0.5), "X": MethodMetrics()}, {}, [])
         >>> distances = Distances(9, 0.5, 1.0, 2.0)
         >>> print(summary(EvaluationResult(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from discern.evaluation.results import ReferenceCells, SourceResult
+    from discern.evaluation.agreement import ReferenceCells, SourceResult
 
 
 Grade = Literal["good", "doubtful", "do not use"]
@@ -51,7 +51,7 @@ def judge(found: SourceResult, reference: ReferenceCells) -> Verdict:
         reference: What it was compared with.
 
     Example:
-        >>> from discern.evaluation.results import MethodMetrics, ReferenceCells, SourceResult, TypeMetrics
+        >>> from discern.evaluation.agreement import MethodMetrics, ReferenceCells, SourceResult, TypeMetrics
         >>> r = {"measured": 0.776, "estimated_counts": 0.834, "real": 0.833}
         >>> methods = {name: MethodMetrics(mean_r=value, difference_r=value) for name, value in r.items()}
         >>> types = {name: {"measured": TypeMetrics(100, 27)} for name in ("A", "B")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discern.config.fields import shown
 from discern.config.reading import load_parameters
@@ -79,7 +79,7 @@ def _take_over(parameters: Parameters, name: str, copy: Path) -> None:
     _LOGGER.info("%s: taken over from %s: %s", name, parameters.path, _listed(changed))
 
 
-def _changes(parameters: Parameters, name: str, copy: Path) -> dict[str, tuple[Any, Any]]:
+def _changes(parameters: Parameters, name: str, copy: Path) -> dict[str, tuple[object, object]]:
     """Return the dotted keys that differ, with the value in the folder's copy and that in the user's file."""
     (processed,) = load_parameters(copy).experiments.values()
     before, after = (dict(_flat(experiment.as_dict())) for experiment in (processed, parameters.experiments[name]))
@@ -90,7 +90,7 @@ def _changes(parameters: Parameters, name: str, copy: Path) -> dict[str, tuple[A
     }
 
 
-def _check(parameters: Parameters, name: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def _check(parameters: Parameters, name: str, changed: Mapping[str, tuple[object, object]]) -> None:
     folder = parameters.folder(name)
     for key, (before, after) in changed.items():
         values = f"{key} is {shown(after)} in {parameters.path}"
@@ -115,11 +115,11 @@ def _has_weights(folder: Path) -> bool:
     return any(ExperimentFolder(folder).job.glob("*.h5")) or any(ExperimentFolder(folder).job.glob("*.hdf5"))
 
 
-def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def _listed(changed: Mapping[str, tuple[object, object]]) -> str:
     return ", ".join(f"{key} {shown(before)} -> {shown(after)}" for key, (before, after) in changed.items())
 
 
-def _flat(tree: Mapping[str, Any], way: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], way: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, dict) and key != "raw_input":
             yield from _flat(value, f"{way}{key}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discern.config.reading import load_parameters
 from discern.errors import MissingFileError
@@ -12,6 +12,7 @@ from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.folder.locks import recover
 
 if TYPE_CHECKING:
+    from discern.config.fields import JsonObject
     from discern.config.schema import Experiment
     from discern.data.processed import DISCERNData
     from discern.model.estimator import DISCERN
@@ -48,7 +49,7 @@ def open_experiment(exp_folder: Path) -> tuple[DISCERN, Experiment]:
     return DISCERN.from_experiment(experiment), experiment
 
 
-def setup_exp(exp_folder: Path) -> tuple[DISCERN, dict[str, Any]]:
+def setup_exp(exp_folder: Path) -> tuple[DISCERN, JsonObject]:
     """Do what `open_experiment` does; the parameters are a dictionary, as in a file."""
     model, experiment = open_experiment(exp_folder)
     return model, experiment.as_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anndata.io import read_elem
 
@@ -102,7 +102,7 @@ def _line(head: str, text: str) -> str:
     return f"  {head:10} {text}"
 
 
-def _cells(obs: pd.DataFrame, uns: Mapping[str, Any], n_genes: int) -> Iterator[str]:
+def _cells(obs: pd.DataFrame, uns: Mapping[str, object], n_genes: int) -> Iterator[str]:
     yield _line("cells", f"{len(obs):,} x {n_genes:,} genes, processed by DISCERN {_maker(uns)}")
     split = obs.groupby(["batch", "split"], observed=True).size().unstack(fill_value=0)
     for batch, cells in split.iterrows():
@@ -114,7 +114,7 @@ def _cells(obs: pd.DataFrame, uns: Mapping[str, Any], n_genes: int) -> Iterator[
         yield _line("obs", ", ".join(others))
 
 
-def _maker(uns: Mapping[str, Any]) -> str:
+def _maker(uns: Mapping[str, object]) -> str:
     return "2 (sparse, log-normalised)" if "DISCERN_format" in uns else "1 (dense, standardised; is read as it is)"
 
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from anndata.io import read_elem
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import anndata
     import pandas as pd
 
+    from discern.config.fields import Inputs, JsonObject
     from discern.config.schema import Experiment
 
 
@@ -301,7 +302,7 @@ def write_parameters(
     )
 
 
-def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
+def choose(found: Survey) -> tuple[JsonObject, list[tuple[str, object, str]]]:
     """Choose the parameters for some files: those that depend on the files or the machine, the rest is the preset's.
 
     Returns:
@@ -335,7 +336,7 @@ def choose(found: Survey) -> tuple[dict[str, Any], list[tuple[str, Any, str]]]:
     return experiment, reasons
 
 
-def _raw_input(sources: Mapping[str, Source]) -> list[str] | dict[str, Any]:
+def _raw_input(sources: Mapping[str, Source]) -> Inputs:
     """Return `input_ds.raw_input` in its shortest form."""
     if len(sources) > 1 and all(source in (Source(), Source("batch")) for source in sources.values()):
         return list(sources)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discern.config.reading import load_search
 from discern.errors import InvalidInputError, MissingFileError
@@ -22,6 +22,7 @@ from discern.runtime.tasks import Share, Task, run_here, run_in_processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from discern.config.fields import JsonObject
     from discern.config.reading import Parameters
     from discern.config.schema import Experiment
 
@@ -59,7 +60,7 @@ def process(
     for name in parameters.experiments:
         check_inputs(parameters, name)
     results: dict[str, Path | Exception] = {}
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, Task[Path]] = {}
     for name, experiment in parameters.experiments.items():
         folder = parameters.folder(name)
         recover(folder)
@@ -70,12 +71,13 @@ def process(
         else:
             results[name] = InvalidInputError(f"{folder} has been processed before; --force replaces it and its model")
     if ray_address is not None:
-        results |= run_on_ray(ray_address, tasks)
+        done = run_on_ray(ray_address, tasks)
     elif len(tasks) > 1:
         shares = _shares(_cpu_budget(parameters, list(tasks)), len(tasks))
-        results |= run_in_processes(tasks, shares, "processing experiments")
+        done = run_in_processes(tasks, shares, "processing experiments")
     else:
-        results |= run_here(tasks)
+        done = run_here(tasks)
+    results |= done
     return {name: results[name] for name in parameters.experiments}
 
 
@@ -104,7 +106,7 @@ def check_inputs(parameters: Parameters, name: str) -> None:
 
 
 def make_experiment(
-    folder: Path, given: dict[str, Any], experiment: Experiment, copy_original: bool, with_tfrecords: bool
+    folder: Path, given: JsonObject, experiment: Experiment, copy_original: bool, with_tfrecords: bool
 ) -> Path:
     """Make the folder of one experiment and put it in place of a former one.
 

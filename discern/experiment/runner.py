@@ -25,7 +25,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def run_exp_multiprocess(
-    exp_folder: Path, available_gpus: Any, func: str | Callable[..., Any], kwargs: Mapping[str, Any] | None = None
+    exp_folder: Path,
+    available_gpus: Any,
+    func: str | Callable[..., list[Path]],
+    kwargs: Mapping[str, object] | None = None,
 ) -> int:
     """Run `func(exp_folder, **kwargs)` in this process with a GPU taken from a list and given back at the end.
 
@@ -53,7 +56,9 @@ def run_exp_multiprocess(
     return 0
 
 
-def _with_gpu(exp_folder: Path, available: Any, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+def _with_gpu(
+    exp_folder: Path, available: Any, func: Callable[..., list[Path]], kwargs: Mapping[str, object] | None
+) -> list[Path]:
     waits = hasattr(available, "get")
     if not waits and not len(available):
         return func(Path(exp_folder), **dict(kwargs or {}))
@@ -96,7 +101,7 @@ class DISCERNRunner:
         self,
         func: str | Callable[..., list[Path]],
         parameters: Parameters | str | Path | Sequence[str | Path],
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: Mapping[str, object] | None = None,
     ) -> dict[str, list[Path] | Exception]:
         """Run `func(folder, **kwargs)` for each experiment.
 
@@ -136,7 +141,7 @@ class DISCERNRunner:
         func: Callable[..., list[Path]],
         folders: Mapping[str, Path],
         experiments: Mapping[str, Experiment],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, object],
     ) -> dict[str, list[Path] | Exception]:
         if not folders:
             return {}
@@ -161,10 +166,10 @@ class DISCERNRunner:
         return list(range(len(tf.config.list_physical_devices("GPU"))))
 
 
-def _step(name: str) -> tuple[Callable[..., list[Path]], dict[str, Any]]:
+def _step(name: str) -> tuple[Callable[..., list[Path]], dict[str, object]]:
     """Return a step by name, and what its arguments are unless they are given."""
-    projection = {"metadata": (), "infile": None, "all_batches": False, "store_sigmas": False}
-    steps: dict[str, tuple[Callable[..., list[Path]], dict[str, Any]]] = {
+    projection: dict[str, object] = {"metadata": (), "infile": None, "all_batches": False, "store_sigmas": False}
+    steps: dict[str, tuple[Callable[..., list[Path]], dict[str, object]]] = {
         "train": (run_train, {}),
         "project": (run_projection, projection),
     }
@@ -184,12 +189,14 @@ def _experiments(folders: Mapping[str, Path]) -> dict[str, Experiment]:
     return found
 
 
-def _task(folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None, training: Training) -> Task:
+def _task(
+    folder: Path, func: Callable[..., list[Path]], kwargs: Mapping[str, object] | None, training: Training
+) -> Task[list[Path]]:
     arguments = (folder.absolute(), func, kwargs)
     return Task(_locked_run, arguments, cpus=training.parallel_pc or 1, gpus=len(training.GPU or ()))
 
 
-def _locked_run(exp_folder: Path, func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> Any:
+def _locked_run(exp_folder: Path, func: Callable[..., list[Path]], kwargs: Mapping[str, object] | None) -> list[Path]:
     recover(exp_folder)
     if not exp_folder.is_dir():
         raise MissingFileError(f"{exp_folder} does not exist: run `discern process` first")

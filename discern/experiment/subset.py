@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import h5py
@@ -102,7 +102,7 @@ def write_subset(
     return output
 
 
-def _parts(path: Path, group: Any, layers: Sequence[str] | None) -> tuple[ad.AnnData, dict[str, Any]]:
+def _parts(path: Path, group: h5py.Group, layers: Sequence[str] | None) -> tuple[ad.AnnData, dict[str, Matrix]]:
     """Return the tables, and the stored matrices by name."""
     if "obs" not in group or "var" not in group or not hasattr(group["obs"], "keys"):
         raise InvalidInputError(f"{path}: expected AnnData with obs and var")
@@ -125,7 +125,7 @@ def _parts(path: Path, group: Any, layers: Sequence[str] | None) -> tuple[ad.Ann
     return header, stored
 
 
-def _matrix(path: Path, elem: Any, shape: tuple[int, int]) -> Matrix:
+def _matrix(path: Path, elem: h5py.Dataset, shape: tuple[int, int]) -> Matrix:
     """Return a stored matrix: a dense one as it is on disk, a sparse one in memory or by blocks."""
     if not isinstance(elem, h5py.Group | zarr.Group):
         usable_dtype(elem.dtype, str(path))
@@ -136,7 +136,7 @@ def _matrix(path: Path, elem: Any, shape: tuple[int, int]) -> Matrix:
     return read_matrix(path, elem, shape, memory_budget() if by_genes else _IN_MEMORY)
 
 
-def _dtype(stored: Mapping[str, Any]) -> np.dtype:
+def _dtype(stored: Mapping[str, Matrix]) -> np.dtype:
     """Return the type that holds the values of all matrices; that of CSR is float32 at least, whatever is said."""
     is_sparse = {name: isinstance(elem, h5py.Group | zarr.Group) for name, elem in stored.items()}
     types = [np.dtype((elem["data"] if is_sparse[name] else elem).dtype) for name, elem in stored.items()]
@@ -147,7 +147,7 @@ def _dtype(stored: Mapping[str, Any]) -> np.dtype:
 
 def _blocks(
     matrices: Mapping[str, Matrix], rows: np.ndarray, columns: np.ndarray, step: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Matrix]]:
     """Yield the wanted rows and columns of all matrices, each block in pieces that need little memory."""
     for number in np.unique(rows // step):
         inside = rows[rows // step == number]

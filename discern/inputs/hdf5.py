@@ -91,7 +91,7 @@ def read_zarr(path: Path, budget: int | None, layer: str | None = None) -> ad.An
     return read_anndata(group, path, budget, layer)
 
 
-def read_anndata(group: Any, path: Path, budget: int | None, layer: str | None = None) -> ad.AnnData:
+def read_anndata(group: h5py.Group, path: Path, budget: int | None, layer: str | None = None) -> ad.AnnData:
     """Read X, obs and var, and nothing else, of AnnData.
 
     A column of obs or var that cannot be read is left out, with a warning.
@@ -109,11 +109,11 @@ def read_anndata(group: Any, path: Path, budget: int | None, layer: str | None =
     uns = group.get("uns", {})
     obs, var = _frame(group["obs"], "obs", uns, path), _frame(genes, "var", uns, path)
     X = read_matrix(path, matrix, (len(obs), len(var)), budget)
-    marks: dict[str, Any] = {mark: {} for mark in _MARKS if "uns" in group and mark in group["uns"]}
+    marks: dict[str, dict[str, str]] = {mark: {} for mark in _MARKS if "uns" in group and mark in group["uns"]}
     return ad.AnnData(X=X, obs=obs, var=var, uns=marks)
 
 
-def _frame(elem: Any, part: str, uns: Any, path: Path) -> pd.DataFrame:
+def _frame(elem: h5py.Group, part: str, uns: h5py.Group, path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(encoding metadata|old version of AnnData)")
         if isinstance(elem, h5py.Dataset):
@@ -135,7 +135,7 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _column_by_column(elem: Any, part: str, path: Path) -> pd.DataFrame:
+def _column_by_column(elem: h5py.Group, part: str, path: Path) -> pd.DataFrame:
     """Read what can be read of a table."""
     attributes = dict(elem.attrs)
     key = str(attributes.get("_index", "_index"))
@@ -157,7 +157,7 @@ def _column_by_column(elem: Any, part: str, path: Path) -> pd.DataFrame:
     return pd.DataFrame(columns, index=index)
 
 
-def _column(elem: Any) -> Any:
+def _column(elem: h5py.Dataset) -> Any:
     values = read_elem(elem)
     categories = elem.attrs.get("categories")
     if isinstance(categories, h5py.Reference):  # anndata 0.7
@@ -169,7 +169,7 @@ def _categorical(codes: np.ndarray, categories: Any) -> pd.Categorical:
     return pd.Categorical.from_codes(codes.astype(np.int64), pd.Index(categories))
 
 
-def _compound(elem: h5py.Dataset, uns: Any) -> pd.DataFrame:
+def _compound(elem: h5py.Dataset, uns: h5py.Group) -> pd.DataFrame:
     """Read a table of anndata before 0.7: records, whose codes of categories `uns` explains."""
     records = elem[:]
     columns = {
@@ -241,7 +241,7 @@ def _read_loom(file: h5py.File, path: Path) -> ad.AnnData:
 
 def _attributes(file: h5py.File, part: str, size: int) -> pd.DataFrame:
     """Read the attributes of a loom file that have one value for each row or column."""
-    found: dict[str, Any] = {}
+    found: dict[str, list[str] | np.ndarray] = {}
     for name, elem in file.get(part, {}).items():
         if isinstance(elem, h5py.Dataset) and elem.shape in ((size,), (size, 1)) and elem.dtype.kind in "biufSOU":
             values = elem[:].ravel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anndata as ad
 import dask.array
@@ -35,6 +35,7 @@ from discern.runtime.foreign import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Source(NamedTuple):
     layer: str | None = None
 
 
-def sources(raw_input: Iterable[Any] | Mapping[Any, Any] | None) -> dict[str, Source]:
+def sources(raw_input: Iterable[str | Path] | Mapping[str, object] | None) -> dict[str, Source]:
     """Return what is taken from each input, as `input_ds.raw_input` says it.
 
     Args:
@@ -81,7 +82,7 @@ def sources(raw_input: Iterable[Any] | Mapping[Any, Any] | None) -> dict[str, So
     return {str(path): _source(str(path), value) for path, value in said.items()}
 
 
-def _source(path: str, value: Any) -> Source:
+def _source(path: str, value: object) -> Source:
     if isinstance(value, Source):
         return value
     options = dict(value) if isinstance(value, Mapping) else {"batch": value}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -19,6 +19,8 @@ from discern.runtime.foreign import open_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from discern.data.chunks import Matrix
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class _Renamed:
         return start[:size] + self._file.read(max(0, size - len(start)))
 
 
-def _matrix(path: Path) -> Any:
+def _matrix(path: Path) -> sparse.coo_matrix:
     with open_text(path) as file:
         header = file.readline(1000).decode("utf-8", "replace").lower().split()
         if header[:2] != ["%%matrixmarket", "matrix"] or len(header) < 5:
@@ -183,7 +185,7 @@ def _matrix(path: Path) -> Any:
 
 
 def _fitted(
-    X: Any, genes: list[list[str]], barcodes: list[list[str]] | None, path: Path, matrix: Path
+    X: Matrix, genes: list[list[str]], barcodes: list[list[str]] | None, path: Path, matrix: Path
 ) -> tuple[sparse.csr_matrix, list[list[str]], list[list[str]] | None]:
     """Turn the matrix to cells x genes, and take headings off the lists."""
     rows, columns = X.shape

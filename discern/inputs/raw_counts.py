@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anndata as ad
 import h5py
@@ -109,7 +109,7 @@ def places(cells: ad.AnnData | Path) -> list[str]:
     return _in_file(cells, _places_in) or []
 
 
-def _places_in(group: Any) -> list[str]:
+def _places_in(group: h5py.Group) -> list[str]:
     return _sorted([name for name, values in _matrices(group).items() if _look_like_counts(values)])
 
 
@@ -120,7 +120,7 @@ def suggested(path: Path) -> str | None:
         path: any input.
     """
 
-    def choose(group: h5py.Group | zarr.Group) -> str | None:
+    def choose(group: h5py.Group) -> str | None:
         if "X" in group and _look_like_counts(group["X"]):
             return None
         usual = [name for name in _places_in(group) if name.lower() in _USUAL_NAMES]
@@ -129,7 +129,7 @@ def suggested(path: Path) -> str | None:
     return _in_file(path, choose)
 
 
-def _in_file(path: Path, function: Callable[[h5py.Group | zarr.Group], _T]) -> _T | None:
+def _in_file(path: Path, function: Callable[[h5py.Group], _T]) -> _T | None:
     """Call a function with the group of a file; a file that cannot be read so tells nothing."""
     if path.suffix not in (".h5ad", ".zarr") or not path.exists():
         return None
@@ -142,7 +142,7 @@ def _in_file(path: Path, function: Callable[[h5py.Group | zarr.Group], _T]) -> _
         return None
 
 
-def _matrices(group: Any) -> dict[str, Any]:
+def _matrices(group: h5py.Group) -> dict[str, Matrix]:
     found = {str(name): group["layers"][name] for name in group.get("layers", ())}
     if "raw" in group and "X" in group["raw"]:
         found.setdefault(RAW, group["raw"]["X"])
@@ -153,7 +153,7 @@ def _sorted(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: _USUAL_NAMES.index(name.lower()) if name.lower() in _USUAL_NAMES else 99)
 
 
-def _look_like_counts(matrix: Any) -> bool:
+def _look_like_counts(matrix: Matrix) -> bool:
     """Return whether a matrix in memory or in a file starts with whole numbers, not all of them 0 and 1."""
     try:
         values = first_values(matrix)
@@ -168,10 +168,10 @@ def _look_like_counts(matrix: Any) -> bool:
         return False
 
 
-def first_values(matrix: Any) -> np.ndarray:
+def first_values(matrix: Matrix) -> np.ndarray:
     """Return values of the first cells of a matrix, in memory, lazy or in a file."""
     if isinstance(matrix, h5py.Group | zarr.Group):
-        stored: Any = matrix["data"]
+        stored: Matrix = matrix["data"]
         return np.asarray(stored[:_SAMPLE])
     rows = max(1, 50 * _SAMPLE // max(1, matrix.shape[1]))
     if hasattr(matrix, "dask"):
@@ -203,7 +203,7 @@ def chosen(cells: ad.AnnData, layer: str | None, name: str = "cells") -> ad.AnnD
     return ad.AnnData(X=cells.X, obs=cells.obs, var=cells.var)
 
 
-def place(group: Any, layer: str | None, path: Path) -> tuple[Any, Any]:
+def place(group: h5py.Group, layer: str | None, path: Path) -> tuple[h5py.Dataset, h5py.Group]:
     """Return the matrix of an open `.h5ad` or `.zarr` that holds the counts, and its genes.
 
     Args:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-Logs = dict[str, Any] | None
+Logs = dict[str, float] | None
 
 
 _SECONDS_BETWEEN_LINES = 60
@@ -177,11 +177,11 @@ def _parts(logs: Logs) -> str:
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras' callback, but logs that cannot be written end with a warning, not the training."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._failed = False
 
-    def _call(self, hook: Callable[..., None], *arguments: Any) -> None:
+    def _call(self, hook: Callable[..., None], *arguments: object) -> None:
         if self._failed:
             return
         try:

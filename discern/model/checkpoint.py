@@ -10,7 +10,7 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     import keras
 
+    from discern.config.fields import JsonObject
     from discern.model.trained import TrainedNetwork
     from discern.networks.autoencoder import WAE
 
@@ -205,7 +206,7 @@ def read_model_file(path: Path) -> ModelFile:
         return found
 
 
-def described_experiment(path: Path) -> dict[str, Any] | None:
+def described_experiment(path: Path) -> JsonObject | None:
     """Return the EXPERIMENT that a model file of this program describes, None if it does not.
 
     Raises:
@@ -222,7 +223,7 @@ def _check_description(found: ModelFile, handle: h5py.File) -> None:
     """Raise ValueError if a description contradicts itself or what the file can hold."""
     values = 0
 
-    def count(_: str, part: Any) -> None:
+    def count(_: str, part: object) -> None:
         nonlocal values
         values += part.size if isinstance(part, h5py.Dataset) and part.size else 0
 

@@ -96,18 +96,18 @@ class DISCERN:
 
     def __init__(
         self,
-        *positional: Any,
+        *positional: object,
         latent_dim: int = _MODEL.latent_dim,
-        encoder: Mapping[str, Any] | None = None,
-        decoder: Mapping[str, Any] | None = None,
+        encoder: Mapping[str, object] | None = None,
+        decoder: Mapping[str, object] | None = None,
         activation_fn: Activation = _MODEL.activation_fn,
         output_fn: Activation | None = None,
-        reconstruction_loss: Mapping[str, Any] | None = None,
+        reconstruction_loss: Mapping[str, object] | None = None,
         crossentropy: Mapping[str, Any] | None = None,
         wae_lambda: float = _MODEL.wae_lambda,
         weighting_decoder_dropout: float = _MODEL.weighting_decoder_dropout,
         weighting_random_encoder: float = _MODEL.weighting_random_encoder,
-        optimizer: Mapping[str, Any] | None = None,
+        optimizer: Mapping[str, object] | None = None,
         output_lsn: float | None = None,
         xla: bool = False,
         precision: str = "float32",
@@ -115,7 +115,7 @@ class DISCERN:
         distribute: str = "none",
         weighting_batch_mmd: float = 0.0,
         thin_counts: float = 1.0,
-        **unknown: Any,
+        **unknown: object,
     ) -> None:
         if positional:
             raise InvalidInputError(
@@ -163,7 +163,7 @@ class DISCERN:
         return f"<DISCERN: {network}; {genes:,} genes, {labels} batches, trained for {self.start_step} epochs>"
 
     @classmethod
-    def from_json(cls, jsondata: Mapping[str, Any]) -> DISCERN:
+    def from_json(cls, jsondata: Mapping[str, object]) -> DISCERN:
         """Make an estimator from one EXPERIMENT of parameters.json.
 
         Args:
@@ -711,7 +711,7 @@ def _check_savepath(path: str | Path | None) -> None:
         raise InvalidInputError(f"savepath {path}: expected a folder, or a file that ends in .h5 or .hdf5")
 
 
-def _check_processed(data: Any) -> None:
+def _check_processed(data: object) -> None:
     if not isinstance(data, DISCERNData):
         raise InvalidInputError(
             f"expected processed cells as DISCERNData, got {type(data).__name__}: write DISCERNData(cells, batch_size) "

@@ -43,7 +43,7 @@ def create_encoder(
     input_dim: int,
     n_labels: int,
     regularization: float,
-    conditional_regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None = None,
+    conditional_regularization: Mapping[str, object] | keras.regularizers.Regularizer | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Return the network from standardised expression to latent codes.
@@ -108,7 +108,7 @@ def create_decoder(
     n_labels: int,
     regularization: float,
     output_lsn: float | None = None,
-    conditional_regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None = None,
+    conditional_regularization: Mapping[str, object] | keras.regularizers.Regularizer | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Return the network from latent codes to standardised expression.
@@ -301,7 +301,7 @@ class WAE(keras.Model):
         self.total_number_cells = total_number_cells
         self.compare_batches = compare_batches
 
-    def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
+    def compile(self, *args: object, jit_compile: bool | str = "auto", **kwargs: object) -> None:
         """Configure training, as in Keras; the arguments are the same.
 
         With `jit_compile="auto"`, the step is compiled with XLA as a whole on GPUs. On CPUs it is not: XLA's matrix
@@ -313,10 +313,10 @@ class WAE(keras.Model):
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
+        x: tf.Tensor = None,
+        y: tf.Tensor = None,
+        y_pred: tf.Tensor = None,
+        sample_weight: tf.Tensor = None,
         training: bool = True,
     ) -> tf.Tensor:
         """Return the total loss; Keras logs its parts.
@@ -332,7 +332,7 @@ class WAE(keras.Model):
         targets = {**y_pred, "decoder_counts": counts, "decoder_dropouts": dropouts}
         return super().compute_loss(x, targets, y_pred, sample_weight, training=training)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal model (with other weights) can be made."""
         return {
             "encoder": keras.saving.serialize_keras_object(self.encoder),
@@ -343,7 +343,7 @@ class WAE(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> WAE:
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, object] | None = None) -> WAE:
         """Make a model from its `get_config`."""
         parts = {
             part: keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -33,7 +33,7 @@ def condlayernorm(
     input_cells: keras.KerasTensor,
     labels: keras.KerasTensor,
     size: int,
-    regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None = None,
+    regularization: Mapping[str, object] | keras.regularizers.Regularizer | None = None,
 ) -> keras.KerasTensor:
     """Add an offset that is learnt for each batch to features that have been normalised.
 
@@ -62,7 +62,7 @@ def condlayernorm(
 
 
 def label_offset(
-    size: int, regularization: keras.regularizers.Regularizer | None = None, **kwargs: Any
+    size: int, regularization: keras.regularizers.Regularizer | None = None, **kwargs: object
 ) -> keras.layers.Dense:
     """Return the layer that maps batch labels to an offset of `size` features, initially zero."""
     return keras.layers.Dense(
@@ -71,7 +71,7 @@ def label_offset(
 
 
 def regularizer(
-    regularization: Mapping[str, Any] | keras.regularizers.Regularizer | None,
+    regularization: Mapping[str, object] | keras.regularizers.Regularizer | None,
 ) -> keras.regularizers.Regularizer | None:
     """Return the regulariser for `{"name": NAME, ...}`, or the regulariser itself.
 
@@ -131,11 +131,11 @@ class GaussianReparametrization(keras.layers.Layer):
         self,
         trainable: bool = True,
         name: str | None = None,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
         dynamic: bool = False,
         *,
         seed: int | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         refuse_dynamic(dynamic)
         super().__init__(trainable=trainable, name=name, dtype=dtype, **kwargs)
@@ -146,7 +146,7 @@ class GaussianReparametrization(keras.layers.Layer):
         """Check that z and sigma have one shape."""
         check_same_shape(self.name, input_shape)
 
-    def __call__(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
+    def __call__(self, inputs: Sequence[tf.Tensor], **kwargs: object) -> tf.Tensor:
         """Draw with the layer's own generator, unless another `seed` is passed."""
         return super().__call__(inputs, **{"seed": self.seed_generator, **kwargs})
 
@@ -155,7 +155,7 @@ class GaussianReparametrization(keras.layers.Layer):
         inputs: Sequence[tf.Tensor],
         training: bool | None = None,
         seed: int | keras.random.SeedGenerator | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tf.Tensor:
         """Draw one latent code per cell.
 
@@ -173,7 +173,7 @@ class GaussianReparametrization(keras.layers.Layer):
             return latent
         return latent + normal(tf.shape(latent), seed) * tf.exp(sigma)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal layer can be made."""
         return {**super().get_config(), "seed": self.seed}
 
@@ -192,7 +192,7 @@ class Dropout(keras.layers.Dropout):
         [0.0, 2.0]
     """
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: object) -> None:
         super().__init__(rate, seed=seed, **kwargs)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -202,9 +202,9 @@ class Dropout(keras.layers.Dropout):
         seed = draw(self.seed_generator)
         return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed=seed, rng_alg=GENERATOR)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal layer can be made."""
-        config: dict[str, Any] = super().get_config()
+        config: dict[str, object] = super().get_config()
         del config["noise_shape"]
         return config
 
@@ -264,7 +264,7 @@ class LibrarySizeOutput(keras.layers.Layer):
 
     KINDS = ("softmax", "LSN", "sigsoftmax")
 
-    def __init__(self, library_size: float, kind: str = "softmax", **kwargs: Any) -> None:
+    def __init__(self, library_size: float, kind: str = "softmax", **kwargs: object) -> None:
         if kind not in self.KINDS:
             raise InvalidInputError(f"kind must be one of {', '.join(self.KINDS)}, not {kind!r}")
         super().__init__(**kwargs)
@@ -288,6 +288,6 @@ class LibrarySizeOutput(keras.layers.Layer):
         """Return the shape of the input."""
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal layer can be made."""
         return {**super().get_config(), "library_size": self.library_size, "kind": self.kind}

@@ -99,7 +99,7 @@ class HuberLoss(keras.losses.Loss):
         clipped = tf.clip_by_value(difference, -self.delta, self.delta)
         return tf.reduce_mean(clipped * (difference - 0.5 * clipped), axis=-1)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal loss can be made."""
         return {**super().get_config(), "delta": self.delta}
 
@@ -147,7 +147,7 @@ class Lnorm(keras.losses.Loss):
             return (sums + self.epsilon) ** (1 / self.p)
         return sums
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal loss can be made."""
         return {
             **super().get_config(),
@@ -222,7 +222,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
         )
         return tf.where(tf.abs(y_true - self.zeros) <= self.zeros_eps, undetected, detected)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal loss can be made."""
         return {
             **super().get_config(),
@@ -234,7 +234,7 @@ class MaskedCrossEntropy(keras.losses.Loss):
         }
 
 
-def reconstruction_loss(loss_type: str | Mapping[str, Any]) -> keras.losses.Loss:
+def reconstruction_loss(loss_type: str | Mapping[str, object]) -> keras.losses.Loss:
     """Return the loss for the reconstructed expression.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
@@ -12,7 +10,7 @@ import tensorflow as tf
 GENERATOR = "philox"
 
 
-def normal(shape: Any, seed: int | keras.random.SeedGenerator | None) -> tf.Tensor:
+def normal(shape: tf.Tensor | tuple[int, ...], seed: int | keras.random.SeedGenerator | None) -> tf.Tensor:
     """Return standard normal numbers of a shape."""
     return tf.random.stateless_normal(shape, seed=draw(seed), alg=GENERATOR)
 

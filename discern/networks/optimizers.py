@@ -62,7 +62,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> keras.optimizers.Optimizer
     return Lookahead(optimizer) if lookahead else optimizer
 
 
-def _make(name: str, arguments: Mapping[str, Any]) -> Any:
+def _make(name: str, arguments: Mapping[str, object]) -> keras.optimizers.Optimizer:
     """Call a class named in parameters.json; an argument that it does not take is the user's mistake."""
     function = get_function_by_name(name)
     try:
@@ -114,7 +114,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         warmup_proportion: float = 0.1,
         min_lr: float = 0.0,
         name: str = "RectifiedAdam",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
         self.beta_1 = beta_1
@@ -181,7 +181,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
             tf.where(rectified, self.epsilon * correction, _VAST),
         )
 
-    def _get_current_learning_rate(self) -> Any:
+    def _get_current_learning_rate(self) -> tf.Tensor:
         learning_rate = super()._get_current_learning_rate()
         if not self.total_steps:
             return learning_rate
@@ -192,7 +192,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         falling = peak + (self.min_lr - peak) / decay * tf.minimum(step - warmup, decay)
         return tf.where(step <= warmup, tf.math.divide_no_nan(peak * step, warmup), falling)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal optimiser can be made."""
         return {
             **super().get_config(),
@@ -298,7 +298,7 @@ class Lookahead(keras.optimizers.Optimizer):
         return self.optimizer.iterations
 
     @property
-    def learning_rate(self) -> Any:
+    def learning_rate(self) -> float | keras.Variable:
         """Learning rate of the other optimiser."""
         return self.optimizer.learning_rate
 
@@ -314,7 +314,7 @@ class Lookahead(keras.optimizers.Optimizer):
         """Let the other optimiser finish the weights at the end of training."""
         self.optimizer.finalize_variable_values(var_list)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal optimiser can be made."""
         return {
             "name": self.name,
@@ -324,7 +324,7 @@ class Lookahead(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Lookahead:
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, object] | None = None) -> Lookahead:
         """Make an optimiser from its `get_config`."""
         optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects=custom_objects)
         return cls(**{**config, "optimizer": optimizer})

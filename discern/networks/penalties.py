@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -47,9 +47,9 @@ class SigmaRegularization(keras.layers.Layer):
         self,
         trainable: bool = True,
         name: str | None = None,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
         dynamic: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         refuse_dynamic(dynamic)
         super().__init__(trainable=trainable, name=name, dtype=dtype, **kwargs)
@@ -57,7 +57,7 @@ class SigmaRegularization(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Nothing to create: the layer has no weights."""
 
-    def call(self, inputs: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, **kwargs: object) -> tf.Tensor:
         """Return the penalty of each cell for its sigma (cells, latent_dim)."""
         return tf.reduce_sum(tf.abs(inputs), axis=-1)
 
@@ -79,7 +79,7 @@ class MMDPP(keras.layers.Layer):
         True
     """
 
-    def __init__(self, scale: float, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, scale: float, seed: int | None = None, **kwargs: object) -> None:
         if not scale > 0:
             raise InvalidInputError(f"MMDPP: scale: expected a positive number of cells, got {scale}")
         super().__init__(**kwargs)
@@ -91,7 +91,7 @@ class MMDPP(keras.layers.Layer):
         """Check that z and sigma have one shape."""
         check_same_shape(self.name, input_shape)
 
-    def call(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
+    def call(self, inputs: Sequence[tf.Tensor], **kwargs: object) -> tf.Tensor:
         """Return MMD++ of z and sigma."""
         latent, sigma = inputs
         prior = normal(tf.shape(latent), self.seed_generator)
@@ -101,7 +101,7 @@ class MMDPP(keras.layers.Layer):
         """Return the shape of a single number."""
         return ()
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal layer can be made."""
         return {**super().get_config(), "scale": self.scale, "seed": self.seed}
 
@@ -233,7 +233,7 @@ class BatchMMD(keras.layers.Layer):
         True
     """
 
-    def __init__(self, name: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, name: str | None = None, **kwargs: object) -> None:
         super().__init__(name=name, **kwargs)
 
     def build(self, input_shape: Sequence[tuple[int | None, ...]]) -> None:

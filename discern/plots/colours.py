@@ -10,7 +10,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +29,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 STAGES = {"measured": "#e69f00", "reconstructed": "#0072b2", "real": "#000000"}
 """Cells as they were measured, the same cells reconstructed, and real cells of the reference."""
 
+_T = TypeVar("_T")
 
-def palette(categories: Iterable[Any], skip: int = 0) -> dict[Any, str]:
+
+def palette(categories: Iterable[_T], skip: int = 0) -> dict[_T, str]:
     """Return a colour for each category, as #rrggbb; from the 21st on, colours come again with other `markers`.
 
     Args:
@@ -44,7 +46,7 @@ def palette(categories: Iterable[Any], skip: int = 0) -> dict[Any, str]:
     return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(categories, skip)}
 
 
-def markers(categories: Iterable[Any], skip: int = 0) -> dict[Any, str]:
+def markers(categories: Iterable[_T], skip: int = 0) -> dict[_T, str]:
     """Return a marker for each category, as matplotlib calls it; see `palette`.
 
     Example:

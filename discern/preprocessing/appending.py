@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import anndata as ad
 import numpy as np
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
     from scipy import sparse
 
+    from discern.data.structure import Findings
+
 _LOGGER = logging.getLogger(__name__)
+
+_Number = TypeVar("_Number", int, float)
 
 
 def save_data(file: str | Path, data: ad.AnnData, old_data: ad.AnnData) -> None:
@@ -106,7 +110,7 @@ def _missing(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(pd.NA, index=frame.index, dtype=object)
 
 
-def _joined_column(parts: list[pd.Series]) -> Any:
+def _joined_column(parts: list[pd.Series]) -> np.ndarray | pd.api.extensions.ExtensionArray:
     """Return the values of both parts in a type that h5ad files know: numbers, truth values, texts or categories."""
     filled = [part for part in parts if part.notna().any()] or parts
     complete = all(part.notna().all() for part in parts)
@@ -132,33 +136,36 @@ def _is_category(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype)
 
 
-def _joined_config(old: Mapping[str, Any], new: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
+def _joined_config(old: Findings, new: Findings, n_genes: int) -> Findings:
     """Return the reference's `uns["DISCERN"]` with the batches and the numbers of cells of both."""
-    sums = {key: int(old[key]) + int(new[key]) for key in ("total_count", "total_train_count", "total_valid_count")}
-    numbers = {key: _added(old[key], new[key]) for key in ("train_cells_no", "valid_cells_no")}
+    total = int(old["total_count"]) + int(new["total_count"])
     cells = _added(
         *(
             {name: float(ratio) * int(part["total_count"]) for name, ratio in part["batch_ratios"].items()}
             for part in (old, new)
         )
     )
-    ratios = {name: number / sums["total_count"] for name, number in cells.items()}
-    return {
+    joined: Findings = {
         **old,
-        **sums,
-        **numbers,
-        "batch_ratios": ratios,
-        **({"user_columns": _joined_names(old, new)} if "user_columns" in {**old, **new} else {}),
+        "total_count": total,
+        "total_train_count": int(old["total_train_count"]) + int(new["total_train_count"]),
+        "total_valid_count": int(old["total_valid_count"]) + int(new["total_valid_count"]),
+        "train_cells_no": _added(old["train_cells_no"], new["train_cells_no"]),
+        "valid_cells_no": _added(old["valid_cells_no"], new["valid_cells_no"]),
+        "batch_ratios": {name: number / total for name, number in cells.items()},
         "batch_key": dict(new["batch_key"]),
         "common_genes_count": n_genes,
     }
+    if "user_columns" in {**old, **new}:
+        joined["user_columns"] = _joined_names(old, new)
+    return joined
 
 
-def _added(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def _added(old: Mapping[str, _Number], new: Mapping[str, _Number]) -> dict[str, _Number]:
     return {**old, **{name: old.get(name, 0) + number for name, number in new.items()}}
 
 
-def _joined_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _joined_names(old: Findings, new: Findings) -> dict[str, dict[str, str]]:
     """Return what the user's columns are called whose names the program uses."""
     parts = [config.get("user_columns", {}) for config in (old, new)]
     return {part: {**parts[1].get(part, {}), **parts[0].get(part, {})} for part in {**parts[0], **parts[1]}}

@@ -131,7 +131,7 @@ class OnlineWAERecipe(WAERecipe):
             adata = ad.AnnData(X=_widened(adata.X, len(names)), obs=adata.obs, var=pd.DataFrame(index=names))
         return adata[:, genes]
 
-    def filtering(self, min_genes: int, *unused_args: Any, **unused_kwargs: Any) -> None:
+    def filtering(self, min_genes: int, *unused_args: object, **unused_kwargs: object) -> None:
         """Keep the cells that have enough of the reference's genes; all genes are kept.
 
         Args:
@@ -260,7 +260,7 @@ class ProjectionRecipe(OnlineWAERecipe):
         config = self._reference.uns["DISCERN"]
         renamed = {part: dict(names) for part, names in config.get("user_columns", {}).items() if part == "var"}
         renamed |= {part: names for part, names in self.config.get("user_columns", {}).items() if part == "obs"}
-        self.config.update({key: config[key] for key in _OF_EXPERIMENT if key in config})
+        self.sc_raw.uns["DISCERN"].update({key: config[key] for key in _OF_EXPERIMENT if key in config})
         self.config.pop("user_columns", None)
         if renamed:
             self.config["user_columns"] = renamed

@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -43,6 +43,9 @@ from discern.runtime.devices import clamp_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from discern.config.fields import JsonObject
+    from discern.data.structure import Findings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -85,16 +88,16 @@ class WAERecipe:
 
     def __init__(
         self,
-        params: Mapping[str, Any] | Experiment,
+        params: Mapping[str, object] | Experiment,
         inputs: Mapping[str, ad.AnnData] | ad.AnnData | None = None,
-        input_files: Sequence[str | Path] | Mapping[str, Any] | None = None,
+        input_files: Sequence[str | Path] | Mapping[str, object] | None = None,
         n_jobs: int = -1,
     ):
         if not isinstance(params, Experiment):
             check_experiment(params)
             params = parse_experiment(params if "input_ds" in params else {"input_ds": dict(params)})
         self._experiment = params
-        self.params: dict[str, Any] = params.input_ds.as_dict()
+        self.params: JsonObject = params.input_ds.as_dict()
         self._n_jobs = n_jobs
         unnamed = isinstance(inputs, ad.AnnData)
         inputs = {_UNNAMED: inputs} if isinstance(inputs, ad.AnnData) else dict(inputs or {})
@@ -136,9 +139,9 @@ class WAERecipe:
         return cls(experiment, n_jobs=clamp_cpus(experiment.input_ds.n_cpus_preprocessing, "n_cpus_preprocessing"))
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Findings:
         """What is found out on the way (`uns["DISCERN"]`); what of it there is depends on the steps done."""
-        found: dict[str, Any] = self.sc_raw.uns["DISCERN"]
+        found: Findings = self.sc_raw.uns["DISCERN"]
         return found
 
     @property
@@ -329,13 +332,15 @@ class WAERecipe:
         adata.obs["for_mmd"] = _for_mmd(adata.obs, mmd_cells_ratio, split_seed)
         counts = {part: {name: int((split[cells] == part).sum()) for name, cells in members.items()} for part in _PARTS}
         self.config.update(
-            valid_cells_no=counts["valid"],
-            train_cells_no=counts["train"],
-            batch_ratios={name: len(cells) / adata.n_obs for name, cells in members.items()},
-            total_count=adata.n_obs,
-            common_genes_count=adata.n_vars,
-            total_train_count=sum(counts["train"].values()),
-            total_valid_count=sum(counts["valid"].values()),
+            {
+                "valid_cells_no": counts["valid"],
+                "train_cells_no": counts["train"],
+                "batch_ratios": {name: len(cells) / adata.n_obs for name, cells in members.items()},
+                "total_count": adata.n_obs,
+                "common_genes_count": adata.n_vars,
+                "total_train_count": sum(counts["train"].values()),
+                "total_valid_count": sum(counts["valid"].values()),
+            }
         )
 
     def _share(self, name: str, ratio: float) -> float:
@@ -481,7 +486,7 @@ class WAERecipe:
             with replacing(file) as partial:
                 partial.write_text(json.dumps(parameters, indent=4) + "\n")
 
-    def _parameters_for(self, file: Path) -> dict[str, Any] | None:
+    def _parameters_for(self, file: Path) -> JsonObject | None:
         """Return the experiment with the raw data that was read; None if the file says the same already."""
         named = any(column is not None for column in self._raw_input.values())
         section = {**self.params, "raw_input": self._raw_input if named else list(self._raw_input)}

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import warnings
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO, TypeAlias
 
 from discern.errors import InvalidInputError, UserError
 from discern.runtime.atomic import cause_in_system, open_own
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import BaseContext
     from pathlib import Path
+    from types import TracebackType
 
 
 _ROOT = logging.getLogger()
 _NATIVE = logging.getLogger("discern.native")
 _WARNINGS = logging.getLogger("discern.warnings")
+
+_Exception: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]"
 
 
 class _Terminal(logging.Handler):
@@ -59,7 +62,7 @@ class _Lines(logging.Formatter):
         record.message = one_line(record.message)
         return super().formatMessage(record)
 
-    def formatException(self, ei: Any) -> str:
+    def formatException(self, ei: _Exception) -> str:
         return page(super().formatException(ei))
 
 
@@ -171,8 +174,18 @@ def without_native_messages() -> Iterator[None]:
                 _NATIVE.debug("%s", line.rstrip())
 
 
+class Messages(Protocol):
+    """A queue, of whatever kind, for what other processes log."""
+
+    def get(self) -> logging.LogRecord:
+        """Return the next message."""
+
+    def put_nowait(self, item: logging.LogRecord, /) -> None:
+        """Add a message."""
+
+
 @contextlib.contextmanager
-def collecting(context: BaseContext) -> Iterator[Any]:
+def collecting(context: BaseContext) -> Iterator[Messages]:
     """Show here what other processes log.
 
     Yields:
@@ -186,7 +199,7 @@ def collecting(context: BaseContext) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def listening(queue: Any) -> Iterator[None]:
+def listening(queue: Messages) -> Iterator[None]:
     """Show here what others put into a queue with `forward`; any queue with `get` and `put_nowait` will do."""
     listener = logging.handlers.QueueListener(queue, _Dispatch())
     listener.start()
@@ -196,7 +209,7 @@ def listening(queue: Any) -> Iterator[None]:
         listener.stop()
 
 
-def forward(queue: Any, label: str) -> None:
+def forward(queue: Messages, label: str) -> None:
     """Send all messages and warnings of this process, headed by `label`, to the one that made the queue."""
     handler = _Forward(queue)
     handler.setFormatter(logging.Formatter(f"{label.replace('%', '%%')}: %(message)s"))

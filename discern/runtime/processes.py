@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from concurrent.futures import Future
+    from types import FrameType
 
 _T = TypeVar("_T")
 
@@ -43,8 +44,8 @@ def ending_cleanly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _raising(kind: type[Terminated]) -> Callable[[int, Any], NoReturn]:
-    def handler(number: int, frame: Any) -> NoReturn:
+def _raising(kind: type[Terminated]) -> Callable[[int, FrameType | None], NoReturn]:
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
         raise kind
 
     return handler
@@ -65,7 +66,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def run_in_child(function: Callable[..., _T], *arguments: Any) -> _T:
+def run_in_child(function: Callable[..., _T], *arguments: object) -> _T:
     """Call a function in a process of a pool; one that is told to end cleans up and fails."""
     parent = os.getppid()
     try:
@@ -78,7 +79,7 @@ def run_in_child(function: Callable[..., _T], *arguments: Any) -> _T:
             os._exit(1)
 
 
-def end_children(running: Collection[Future[Any]]) -> None:
+def end_children(running: Collection[Future[_T]]) -> None:
     """Tell the processes of pools to end, and wait until what threads of this process wait for is done."""
     import multiprocessing
 

@@ -10,7 +10,7 @@ import os
 import socket
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from discern.errors import InvalidInputError, MissingFileError, UnsupportedError
 from discern.runtime import logs
@@ -19,9 +19,10 @@ from discern.runtime.progress import phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from discern.runtime.tasks import Task
+    from discern.runtime.tasks import Results, Task
 
 
+_T = TypeVar("_T")
 _OWN_STORE = 256 * 2**20  # bytes; a trial passes a few figures, so Ray's default (30 % of the memory) is not needed
 
 # Arguments of ray.init that are not in its signature.
@@ -29,7 +30,7 @@ _HIDDEN = ("_redis_password", "_redis_username", "_node_ip_address", "_temp_dir"
 _RENAMED = {"redis_password": "_redis_password", "temp_dir": "_temp_dir", "memory": "_memory"}
 
 
-def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
+def run_on_ray(address: str, tasks: Mapping[str, Task[_T]]) -> Results[_T]:
     """Run tasks on a Ray cluster, as many at once as it has room for.
 
     What they log comes back and is headed by their names. A task that fails does not stop the others.
@@ -49,14 +50,14 @@ def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("--ray needs Ray, which is not installed: pip install 'discern[tune]'")
 
-    results: dict[str, Any] = {}
+    results: Results[_T] = {}
     with connected({"address": address, "log_to_driver": False}):
         import ray
         from ray.util.queue import Queue
 
         messages = Queue(actor_options={"num_cpus": 0})
         messages.qsize()  # waits until it runs: what nobody has used yet, Ray may take for abandoned
-        step = ray.remote(_step)
+        step: Any = ray.remote(_step)
         limits = _largest_node(ray.nodes())
         with logs.listening(messages), phase("experiments on the cluster", len(tasks)) as advance:
             running = {}
@@ -79,7 +80,9 @@ def run_on_ray(address: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
     return {name: results[name] for name in tasks}
 
 
-def _step(messages: Any, name: str, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _step(
+    messages: logs.Messages, name: str, folder: Path, function: Callable[..., _T], arguments: tuple[object, ...]
+) -> _T | Exception:
     """Run in a worker: an exception is a result like another, so that it keeps its type."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logs.forward(messages, name)
@@ -91,7 +94,7 @@ def _step(messages: Any, name: str, folder: Path, function: Callable[..., Any], 
         return error
 
 
-def _largest_node(nodes: list[dict[str, Any]]) -> dict[str, int]:
+def _largest_node(nodes: list[dict[str, dict[str, float]]]) -> dict[str, int]:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return {kind: int(max((node.get(kind, 0) for node in alive), default=0)) for kind in ("CPU", "GPU")}
 
@@ -174,7 +177,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def known_arguments(function: Callable[..., Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def known_arguments(function: Callable[..., object], given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return the arguments that a function takes; warn about the others."""
     known = inspect.signature(function).parameters
     unknown = [key for key in given if key not in known]

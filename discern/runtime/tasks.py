@@ -13,7 +13,7 @@ import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from discern.runtime import logs
 from discern.runtime.processes import as_child, end_children, run_in_child
@@ -22,11 +22,12 @@ from discern.runtime.progress import phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+_T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[_T]):
     """One experiment's step.
 
     Attributes:
@@ -36,8 +37,8 @@ class Task:
         gpus: Number of GPUs, likewise.
     """
 
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    function: Callable[..., _T]
+    arguments: tuple[object, ...]
     cpus: int = 1
     gpus: int = 0
 
@@ -55,16 +56,16 @@ class Share:
     gpu: int | None = None
 
 
-Results: TypeAlias = "dict[str, Any]"
+Results: TypeAlias = "dict[str, _T | Exception]"
 """For each task what its function returned, or the exception that ended it."""
 
 
-def run_here(tasks: Mapping[str, Task]) -> Results:
+def run_here(tasks: Mapping[str, Task[_T]]) -> Results[_T]:
     """Run one task after another; one that fails does not stop the others."""
     return {name: _outcome(task.function, *task.arguments) for name, task in tasks.items()}
 
 
-def run_in_processes(tasks: Mapping[str, Task], shares: Sequence[Share], what: str) -> Results:
+def run_in_processes(tasks: Mapping[str, Task[_T]], shares: Sequence[Share], what: str) -> Results[_T]:
     """Run each task in a process of its own, as many at once as there are shares.
 
     A process that is killed takes no other task with it. What the processes log is shown here, headed by the names.
@@ -78,14 +79,14 @@ def run_in_processes(tasks: Mapping[str, Task], shares: Sequence[Share], what: s
     free: queue.SimpleQueue[Share] = queue.SimpleQueue()
     for share in shares:
         free.put(share)
-    results: Results = {}
+    results: Results[_T] = {}
     with (
         logs.collecting(context) as messages,
         phase(what, len(tasks)) as advance,
         ThreadPoolExecutor(len(shares)) as threads,
     ):
 
-        def run(name: str) -> Any:
+        def run(name: str) -> _T:
             share = free.get()
             try:
                 with ProcessPoolExecutor(1, context, _begin, (messages, name, share)) as pool:
@@ -93,7 +94,7 @@ def run_in_processes(tasks: Mapping[str, Task], shares: Sequence[Share], what: s
             finally:
                 free.put(share)
 
-        running: dict[Future[Any], str] = {threads.submit(run, name): name for name in tasks}
+        running: dict[Future[_T], str] = {threads.submit(run, name): name for name in tasks}
         try:
             for future in as_completed(running):
                 name = running[future]
@@ -107,7 +108,7 @@ def run_in_processes(tasks: Mapping[str, Task], shares: Sequence[Share], what: s
     return {name: results[name] for name in tasks}
 
 
-def _begin(messages: Any, name: str, share: Share) -> None:
+def _begin(messages: logs.Messages, name: str, share: Share) -> None:
     as_child()
     logs.forward(messages, name)
     warnings.filterwarnings("ignore", message=".*n_cpus_preprocessing asks for")  # the parent has said so
@@ -117,7 +118,7 @@ def _begin(messages: Any, name: str, share: Share) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(share.gpu)
 
 
-def _outcome(call: Callable[..., Any], *arguments: Any) -> Any:
+def _outcome(call: Callable[..., _T], *arguments: object) -> _T | Exception:
     try:
         return call(*arguments)
     except BrokenProcessPool:

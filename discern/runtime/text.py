@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import TypeVar
 
 LONGEST_MESSAGE = 2_000
 """Characters of a message; a longer one loses its middle."""
 
 # C0 and C1 controls, marks and overrides of the direction of writing, invisible characters, line separators, what is no
 # character at all.
+_T = TypeVar("_T")
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
@@ -64,7 +65,7 @@ def page(text: str) -> str:
     return "\n".join("\t".join(_cut(visible(part)) for part in line.split("\t")) for line in text.split("\n"))
 
 
-def short(name: Any, most: int = 60) -> str:
+def short(name: object, most: int = 60) -> str:
     """Return a name for a picture or a column of a table: visible, of at most `most` characters.
 
     Example:
@@ -95,7 +96,7 @@ def file_part(name: str, unique: bool = False) -> str:
     return f"{encoded[: _LONGEST_PART - 9].decode(errors='ignore')}-{digest}"
 
 
-def cell(value: Any) -> Any:
+def cell(value: _T) -> _T | str:
     r"""Return a value for a csv table that no spreadsheet takes for a formula; `from_cell` turns it back.
 
     A text that begins with `=`, `+`, `-`, `@` or `'`, or holds control characters, gets a `'` in front; in it, a
@@ -110,7 +111,7 @@ def cell(value: Any) -> Any:
     return _QUOTE + visible(value.replace("\\", "\\\\"))
 
 
-def from_cell(value: Any) -> Any:
+def from_cell(value: _T) -> _T | str:
     """Return what `cell` was given."""
     if not isinstance(value, str) or not value.startswith(_QUOTE):
         return value

@@ -21,6 +21,10 @@ from discern.search.space import with_values
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    import ray
+
+    from discern.config.fields import JsonObject
     from discern.config.schema import Experiment
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,12 +47,12 @@ class Outcome:
 
     trial: str
     status: str
-    parameters: dict[str, Any]
-    metrics: dict[str, Any]
+    parameters: JsonObject
+    metrics: JsonObject
     error: str | None = None
 
 
-def outcome(result: Any) -> Outcome:
+def outcome(result: ray.tune.Result) -> Outcome:
     """Return the outcome of one `ray.tune.Result`."""
     metrics = dict(result.metrics or {})
     if result.error is not None:
@@ -179,30 +183,30 @@ def _write_table(path: Path, outcomes: Sequence[Outcome]) -> None:
             writer.writerow({name: cell(value) for name, value in row.items()})
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: JsonObject) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=4, default=_plain) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: np.generic | object) -> object:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> JsonObject:
     """Return a tree as a dictionary over dotted paths.
 
     Example:
         >>> _flat({"model": {"latent_dim": 8}})
         {'model.latent_dim': 8}
     """
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _nested(values: Mapping[str, object]) -> JsonObject:
+    tree: JsonObject = {}
     for name, value in values.items():
         *path, key = name.split(".")
         branch = tree

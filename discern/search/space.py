@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
+    from discern.config.fields import JsonObject
     from discern.config.schema import Experiment
     from discern.config.search import SearchFile
 
@@ -89,11 +90,11 @@ class Plan:
 
     searcher: Searcher | None
     scheduler: TrialScheduler | None
-    param_space: dict[str, Any]
+    param_space: JsonObject
     max_concurrent: int | None
 
 
-def read_space(tree: Mapping[str, Any]) -> list[Leaf]:
+def read_space(tree: JsonObject) -> list[Leaf]:
     """Return the leaves of `search_space`.
 
     The arguments of hyperopt's distributions whose name contains `log` are decimal logarithms in the file and are
@@ -117,7 +118,7 @@ def read_space(tree: Mapping[str, Any]) -> list[Leaf]:
     return leaves
 
 
-def _leaves(tree: Mapping[str, Any], path: Path_) -> Iterator[Leaf]:
+def _leaves(tree: JsonObject, path: Path_) -> Iterator[Leaf]:
     if "type" not in tree:
         for key, branch in tree.items():
             yield from _leaves(branch, (*path, key))
@@ -152,7 +153,7 @@ def without_unknown_loss_arguments(leaves: Sequence[Leaf], experiment: Experimen
     return kept
 
 
-def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+def with_values(experiment: Experiment, values: JsonObject) -> Experiment:
     """Return an experiment with the values that a search has drawn.
 
     Args:
@@ -175,7 +176,7 @@ def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment
     return parse_experiment(merged)
 
 
-def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> None:
+def _merge(base: JsonObject, values: Mapping[str, object]) -> None:
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
@@ -183,7 +184,7 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> None:
             base[key] = value
 
 
-def example(leaves: Iterable[Leaf]) -> dict[str, Any]:
+def example(leaves: Iterable[Leaf]) -> JsonObject:
     """Return one value of each leaf, as a tree: for a check of the file before anything runs."""
     generator = np.random.default_rng(0)
     drawn = []
@@ -205,7 +206,7 @@ def example(leaves: Iterable[Leaf]) -> dict[str, Any]:
     return _tree(drawn)
 
 
-def examples(leaves: Sequence[Leaf]) -> Iterator[dict[str, Any]]:
+def examples(leaves: Sequence[Leaf]) -> Iterator[JsonObject]:
     """Yield trees of values in which every entry of every choice stands once, and one value of all else."""
     first = example(leaves)
     yield first
@@ -249,7 +250,7 @@ def plan(search: SearchFile, leaves: Sequence[Leaf]) -> Plan:
     return Plan(searcher, scheduler, param_space, max_concurrent or None)
 
 
-def _called(name: str, section: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _called(name: str, section: str, defaults: Mapping[str, object], given: Mapping[str, object]) -> Any:
     _require(name)
     class_ = get_function_by_name(name)
     takes = inspect.signature(class_).parameters
@@ -289,7 +290,7 @@ def _made(leaf: Leaf) -> Any:
         return function(*args)
 
 
-def _space_for(searcher: str, leaves: Sequence[Leaf]) -> dict[str, Any]:
+def _space_for(searcher: str, leaves: Sequence[Leaf]) -> JsonObject:
     """Return the distributions in the form that a searcher takes."""
     own = {"HyperOptSearch": "hyperopt.", "OptunaSearch": "optuna."}.get(searcher, "-")
     mine = [(leaf, _made(leaf)) for leaf in leaves if leaf.type.startswith(own)]
@@ -350,7 +351,7 @@ def _log_normal_domain(mean: float, sd: float) -> Any:
     normal: Any = Float._Normal
 
     class LogNormal(normal):
-        def sample(self, *args: Any, **kwargs: Any) -> Any:
+        def sample(self, *args: object, **kwargs: object) -> Any:
             return np.exp(super().sample(*args, **kwargs))
 
     domain = Float(None, None)
@@ -358,7 +359,7 @@ def _log_normal_domain(mean: float, sd: float) -> Any:
     return domain
 
 
-def _add_mutations(name: str, options: dict[str, Any], leaves: Sequence[Leaf]) -> None:
+def _add_mutations(name: str, options: JsonObject, leaves: Sequence[Leaf]) -> None:
     """Let the population vary what the search does, less what would change the shape of the network."""
     key = "hyperparam_bounds" if look_up(name).attribute == "PB2" else "hyperparam_mutations"
     if key in options:
@@ -377,8 +378,8 @@ def _as_mutation(leaf: Leaf) -> Any:
     return list(leaf.args[0]) if leaf.type.endswith((".choice", ".grid_search")) else _as_domain(leaf)
 
 
-def _tree(values: Iterable[tuple[Leaf, Any]]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _tree(values: Iterable[tuple[Leaf, object]]) -> JsonObject:
+    tree: JsonObject = {}
     for leaf, value in values:
         branch = tree
         for key in leaf.path[:-1]:
@@ -387,6 +388,6 @@ def _tree(values: Iterable[tuple[Leaf, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(first: JsonObject, second: Mapping[str, object]) -> JsonObject:
     _merge(first, second)
     return first

@@ -21,6 +21,9 @@ from discern.search.space import with_values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ray.tune.experiment import Trial as RayTrial
+
+    from discern.config.fields import JsonObject
     from discern.config.schema import EarlyStopping, Experiment
     from discern.data.processed import DISCERNData
     from discern.model.trained import TrainedNetwork
@@ -46,7 +49,7 @@ class Trial(tune.Trainable):
 
     def setup(  # type: ignore[override]
         self,
-        config: dict[str, Any],
+        config: JsonObject,
         folder: str,
         experiment: Experiment,
         epochs_per_timestep: int,
@@ -80,7 +83,7 @@ class Trial(tune.Trainable):
         self.discern.prepare(self.data)
         self.callback = _training_callback(self.experiment.training.early_stopping)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> JsonObject:
         """Train on and report."""
         max_steps = number_of_epochs(self.experiment.training, self.data.obs)
         epochs = min(self.discern.start_step + self.epochs_per_timestep, max_steps)
@@ -131,15 +134,15 @@ class RemoveModels(tune.Callback):
         self.metric, self.sign = metric, -1 if mode == "max" else 1
         self.best: tuple[float, Path | None] = (math.inf, None)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> JsonObject:
         """Return what a resumed search needs."""
         return {"best": self.best}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: JsonObject) -> None:
         """Take over the state of the search that is resumed."""
         self.best = state["best"]
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
         """Compare the trial with the best one and remove the model of the worse."""
         folder = Path(trial.checkpoint.path) if trial.checkpoint else None
         result = trial.last_result or {}
@@ -225,21 +228,21 @@ def _training_callback(limits: EarlyStopping) -> Any:
         def early_stopped(self) -> bool:
             return bool(self.stopped_epoch)
 
-        def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
             if not self.begun:
                 super().on_train_begin(logs)
             self.begun = True
 
-        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             if not math.isfinite((logs or {}).get("loss", 0.0)):
                 self.diverged = self.model.stop_training = True
 
-        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             if not self.diverged:
                 super().on_epoch_end(epoch, logs)
                 self.best_loss = min(self.best_loss, (logs or {}).get("val_loss", math.inf))
 
-        def state(self) -> dict[str, Any]:
+        def state(self) -> JsonObject:
             best = None if self.best is None else float(self.best)
             return {
                 "best": best,
@@ -249,7 +252,7 @@ def _training_callback(limits: EarlyStopping) -> Any:
                 "stopped_epoch": self.stopped_epoch,
             }
 
-        def restore(self, state: Mapping[str, Any]) -> None:
+        def restore(self, state: Mapping[str, object]) -> None:
             self.begun = True
             for name, value in state.items():
                 setattr(self, name, value)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from discern.evaluation.results import MethodMetrics, ReferenceCells, SourceResult, TypeMetrics
+from discern.evaluation.agreement import MethodMetrics, ReferenceCells, SourceResult, TypeMetrics
 from discern.evaluation.verdict import judge
 
 REFERENCE = ReferenceCells("good", "test", 60, 200)
