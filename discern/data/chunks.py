@@ -30,6 +30,7 @@ from discern.data.structure import (
     check_shape,
     check_values,
     compressed,
+    uns_as_written,
     usable_memory,
 )
 from discern.errors import InvalidInputError, MissingFileError
@@ -276,6 +277,7 @@ def read_cells(
             check_stored_sparse(group)
             adata = ad.read_h5ad(path)  # written by anndata < 0.7
             check_parts({"X": adata.X, "obsm": adata.obsm, "varm": adata.varm, "uns": adata.uns})
+            adata.uns = uns_as_written(adata.uns)
             adata.X = canonical(adata.X, str(path))
             return adata
         for name in ("X", "obs", "var"):
@@ -285,6 +287,7 @@ def read_cells(
                 )
         parts = {key: read_elem(group[key]) for key in READ_PARTS if key in group}
         check_parts({name: part for name, part in parts.items() if name not in ("obs", "var", "uns")})
+        parts["uns"] = uns_as_written(parts.get("uns", {}))
         adata = ad.AnnData(**parts)
         adata.X = read_matrix(path, group["X"], adata.shape, budget, undo(adata) if undo else None)
     return adata

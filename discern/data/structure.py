@@ -7,8 +7,10 @@ raise ValueError with a reason; `reading` of `discern.runtime.foreign` adds the 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import h5py
 import numpy as np
@@ -18,7 +20,7 @@ from scipy import sparse
 from discern.runtime.foreign import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -262,6 +264,57 @@ class Findings(TypedDict, total=False):
     total_train_count: int
     total_valid_count: int
     user_columns: dict[str, dict[str, str]]
+
+
+_BY_BATCH: tuple[Literal["valid_cells_no", "train_cells_no", "batch_ratios"], ...] = (
+    "valid_cells_no",
+    "train_cells_no",
+    "batch_ratios",
+)
+
+
+def uns_to_write(uns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return uns whose numbers by batch have keys that a file can hold: "%2F" is the slash in the name of a batch.
+
+    Example:
+        >>> uns_to_write({"DISCERN": {"batch_ratios": {"10x/v3": 1.0}}})
+        {'DISCERN': {'batch_ratios': {'10x%2Fv3': 1.0}}}
+    """
+    return _renamed(uns, lambda values: {_quoted(name): value for name, value in values.items()})
+
+
+def uns_as_written(uns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return uns of a file with the names of batches as they are; older files have groups in place of slashes.
+
+    Example:
+        >>> uns_as_written({"DISCERN": {"batch_ratios": {"10x%2Fv3": 0.5, "smart": {"seq2": 0.5}}}})
+        {'DISCERN': {'batch_ratios': {'10x/v3': 0.5, 'smart/seq2': 0.5}}}
+    """
+    return _renamed(uns, lambda values: {_unquoted(name): value for name, value in _flat(values)})
+
+
+def _renamed(uns: Mapping[str, Any], rename: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    found = uns.get("DISCERN")
+    if not isinstance(found, Mapping):
+        return dict(uns)
+    numbers = {key: rename(found[key]) for key in _BY_BATCH if isinstance(found.get(key), Mapping)}
+    return {**uns, "DISCERN": {**found, **numbers}}
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}/")
+        else:
+            yield f"{before}{name}", value
+
+
+def _quoted(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F") if re.search("/|%2F|%25", name) else name
+
+
+def _unquoted(name: str) -> str:
+    return name.replace("%2F", "/").replace("%25", "%")
 
 
 PROCESSED_VERSION = 2

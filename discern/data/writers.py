@@ -17,6 +17,7 @@ from scipy import sparse
 from discern.data.annotation import storable
 from discern.data.chunks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order, rows_per_block
 from discern.data.scaling import is_standardised, parse_mean_var, sample_counts
+from discern.data.structure import uns_to_write
 from discern.errors import InvalidInputError
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import available_cpus
@@ -205,7 +206,7 @@ def write_blocks(
     header = ad.AnnData(
         obs=storable(adata.obs, path.name, categories=False),
         var=storable(adata.var, path.name, "var", categories=False),
-        uns=adata.uns,
+        uns=uns_to_write(adata.uns),
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
     )

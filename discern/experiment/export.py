@@ -64,7 +64,7 @@ def _card(exp_folder: Path, epochs: int, known: Known) -> dict[str, Any]:
     """Return what a reader wants to know of a model."""
     config = known.uns["DISCERN"]
     total = int(config.get("total_count", 0))
-    cells = {name: round(share * total) for name, share in known.batch_ratios.items()}
+    cells = {name: round(share * total) for name, share in config.get("batch_ratios", {}).items()}
     kept = {name: seen.yardstick for name, seen in known.seen.items() if name is not None}
     return {
         "exported": datetime.now(UTC).date().isoformat(),

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from discern.data.annotation import CheckMetaData, parse_metadata
 from discern.data.chunks import READ_PARTS, is_lazy, memory_budget, opened, read_matrix, rows_per_block, usable_dtype
-from discern.data.structure import check_parts
+from discern.data.structure import check_parts, uns_as_written
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.inputs.labels import find_genes
@@ -108,6 +108,7 @@ def _parts(path: Path, group: h5py.Group, layers: Sequence[str] | None) -> tuple
         raise InvalidInputError(f"{path}: expected AnnData with obs and var")
     tables = {name: read_elem(group[name]) for name in READ_PARTS if name in group}
     check_parts({name: table for name, table in tables.items() if name not in ("obs", "var", "uns")})
+    tables["uns"] = uns_as_written(tables.get("uns", {}))
     header = ad.AnnData(**tables)
     stored = {"X": group["X"]} if "X" in group else {}
     if "layers" in group:

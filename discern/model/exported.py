@@ -18,7 +18,7 @@ from anndata.io import read_elem, write_elem
 from discern.config.reading import parse_experiment
 from discern.data.processed import LEFT_OUT
 from discern.data.scaling import parse_mean_var
-from discern.data.structure import check_format, check_texts, number
+from discern.data.structure import check_format, check_texts, number, uns_as_written, uns_to_write
 from discern.errors import InvalidInputError, UserError
 from discern.model.checkpoint import read_model_file, write_network
 from discern.model.estimator import DISCERN
@@ -76,7 +76,7 @@ def write(
         for name, content in (("parameters", _to_share(parameters)), ("card", card)):
             file.create_dataset(name, data=json.dumps(content, allow_nan=False), dtype=h5py.string_dtype())
         write_elem(file, "var", known.genes)
-        write_elem(file, "uns", _uns_to_share(known.uns))
+        write_elem(file, "uns", uns_to_write(_uns_to_share(known.uns)))
         write_seen(file, known.seen)
 
 
@@ -123,7 +123,7 @@ def read(path: Path) -> ExportedModel:
                 f"{path}: exported in format {version:g} by a newer DISCERN; this one reads up to {EXPORTED_VERSION}"
             )
         given, card = (_json(file, name) for name in ("parameters", "card"))
-        genes, uns = read_elem(file["var"]), read_elem(file["uns"])
+        genes, uns = read_elem(file["var"]), uns_as_written(read_elem(file["uns"]))
         check_format(uns)
         check_texts(genes, "var")
         known = Known(genes, uns, read_seen(file, len(genes)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from anndata.io import read_elem
 
 from discern.data.containers import open_hdf5
-from discern.data.structure import check_finite, check_format, number, whole_number
+from discern.data.structure import check_finite, check_format, number, uns_as_written, whole_number
 from discern.errors import InvalidInputError
 from discern.folder.layout import ExperimentFolder
 from discern.metrics.latent_space import Yardstick, note_distance, warn_of_strangers
@@ -27,7 +26,7 @@ from discern.runtime.atomic import replacing
 from discern.runtime.hdf5 import OutputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     import anndata
@@ -100,20 +99,6 @@ class Known:
         names = self.uns["DISCERN"]["batch_key"]
         return [str(names[code]) for code in sorted(names, key=int)]
 
-    @property
-    def batch_ratios(self) -> dict[str, float]:
-        """The share of each batch among the cells."""
-        return {name: _share(self.uns["DISCERN"]["batch_ratios"], name) for name in self.batches}
-
-
-def _share(ratios: Mapping[str, Any], name: str) -> float:
-    """Return a batch's share; files keep one whose name has a slash as a group in a group."""
-    if name in ratios:
-        return float(ratios[name])
-    first, _, rest = name.partition("/")
-    inside = ratios.get(first)
-    return _share(inside, rest) if rest and isinstance(inside, Mapping) else 0.0
-
 
 @dataclass(frozen=True)
 class NewCells:
@@ -141,7 +126,7 @@ class NewCells:
         if value:
             label = np.array([float(name == value) for name in self.known.batches], dtype=np.float32)
         else:
-            ratios = self.known.batch_ratios
+            ratios = self.known.uns["DISCERN"]["batch_ratios"]
             label = np.array([ratios[name] for name in self.known.batches], dtype=np.float32)
         return np.repeat(label[np.newaxis], len(self.cells.latent), 0)
 
@@ -204,7 +189,7 @@ def genes_of_experiment(place: ExperimentFolder) -> Known:
     """Read var and uns of processed cells, not the cells."""
     advice = "run `discern process` again"
     with open_hdf5(place.cells, "cannot be read as processed cells", advice, ("var", "uns")) as file:
-        genes, uns = read_elem(file["var"]), read_elem(file["uns"])
+        genes, uns = read_elem(file["var"]), uns_as_written(read_elem(file["uns"]))
         check_format(uns)
         return Known(genes, uns)
 

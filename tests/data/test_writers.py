@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from discern.data import writers
-from discern.data.chunks import hdf5_lock, iter_blocks
+from discern.data.chunks import hdf5_lock, iter_blocks, read_cells
 from discern.data.writers import generate_h5ad, write_blocks
 from discern.errors import InvalidInputError
 
@@ -189,3 +189,11 @@ def test_reading_ahead_and_writing_take_turns(tmp_path: Path, monkeypatch: pytes
     assert len(holders["read"]) >= 4
     assert len(holders["write"]) >= 2
     assert all(holders["read"] + holders["write"])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_batches_may_be_called_like_folders_of_each_other(tmp_path: Path, suffix: str) -> None:
+    shares = {"a": 0.25, "a/b": 0.25, "50%": 0.25, "a%2Fb": 0.25}
+    cells = ad.AnnData(np.ones((1, 2), np.float32), uns={"DISCERN": {"batch_ratios": shares}})
+    write_blocks(tmp_path / f"cells{suffix}", cells, [{"X": cells.X}])
+    assert read_cells(tmp_path / f"cells{suffix}").uns["DISCERN"]["batch_ratios"] == shares
