@@ -27,11 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from record import record
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
-RAW = HERE.parent / "tests" / "data" / "golden" / "raw"
+RAW = HERE.parent / "tests" / "golden" / "raw"
 LEFT = re.compile(r"\.partial-|^\.ready$|^\.online$")
 
 
@@ -396,6 +398,15 @@ ATTACKS: dict[str, Callable[[Lab, str, list[str], int], Iterator[str | None]]] =
     "links": links,
 }
 
+WHAT = {
+    "kill": "kill -9 at a change of the file system",
+    "disk": "full disk",
+    "permissions": "permission denied",
+    "limit": "limit of the size of files",
+    "interrupt": "Ctrl-C and SIGTERM",
+    "links": "links and pipes in place of parts",
+}
+
 
 def main() -> None:
     """Run the attacks that the command line names."""
@@ -403,6 +414,7 @@ def main() -> None:
     parser.add_argument("attacks", nargs="+", choices=ATTACKS)
     parser.add_argument("--commands", default="", help="separated by commas")
     parser.add_argument("--points", type=int, default=40)
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     arguments = parser.parse_args()
     if "LD_PRELOAD" not in os.environ:
         with tempfile.TemporaryDirectory() as folder:
@@ -427,6 +439,9 @@ def main() -> None:
             print(f"{name} {command}: {len(answers)} tried, {len(wrong)} badly answered", flush=True)
             for answer in wrong:
                 print("   ", answer, flush=True)
+            if arguments.results:
+                row = {"tried": len(answers), "badly answered": len(wrong)}
+                record(arguments.results, {f"{WHAT[name]}, `{command}`": row}, f"python benchmarks/attacks.py {name}")
     shutil.rmtree(root, ignore_errors=True)
     sys.exit(bool(bad))
 

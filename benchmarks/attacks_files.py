@@ -987,6 +987,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["raw", "experiment", "all"], default="all")
     parser.add_argument("--match", default="", help="only attacks with this in their names")
     parser.add_argument("--show", action="store_true", help="print every answer")
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     options = parser.parse_args()
     import discern.experiment.process
     import discern.preprocessing.recipe  # noqa: F401 (once, for all child processes)
@@ -1013,6 +1014,12 @@ def main() -> int:
     print("\n| attack | tried | badly answered |\n|---|---|---|")
     for kind, number in tried.items():
         print(f"| {kind} | {number} | {bad[kind]} |")
+    if options.results:
+        from record import record
+
+        command = f"python benchmarks/attacks_files.py --seed {options.seed} --random {options.random}"
+        rows = {f"files: {kind}": {"tried": tried[kind], "badly answered": bad[kind]} for kind in tried}
+        record(options.results, rows, command)
     return int(sum(bad.values()) > 0)
 
 

@@ -283,6 +283,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     given = parser.parse_args()
     found = 0
     with tempfile.TemporaryDirectory() as name:
@@ -290,6 +291,12 @@ def main() -> int:
             tried, bad = attack(count, given.seed, Path(name)) if count else (0, [])
             print(f"{what}: {tried} tried, {len(bad)} badly answered")
             print("\n".join(bad))
+            if given.results and tried:
+                from record import record
+
+                command = f"python benchmarks/attacks_parameters.py --seed {given.seed} --{what} {count}"
+                row = {"tried": tried, "badly answered": len(bad)}
+                record(given.results, {f"mutated parameters: {what}": row}, command)
             found += len(bad)
     return 1 if found else 0
 

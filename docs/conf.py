@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from parameter_page import write_parameter_page  # noqa: E402
+from result_tables import write_result_tables  # noqa: E402
 
 import discern  # noqa: E402
 
@@ -26,7 +27,7 @@ copyright = f"2026, {author}"
 release = version = discern.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", *(f"generated/{path.stem}.md" for path in (HERE.parent / "benchmarks" / "results").glob("*.json"))]
 default_role = "literal"
 suppress_warnings = ["toc.empty_glob"]
 
@@ -67,4 +68,5 @@ def setup(app: Sphinx) -> None:
 generated = HERE / "generated"
 generated.mkdir(exist_ok=True)
 write_parameter_page(generated / "parameters.md")
+write_result_tables(HERE.parent / "benchmarks" / "results", generated)
 shutil.copyfile(HERE.parent / "Tutorial.ipynb", generated / "tutorial.ipynb")

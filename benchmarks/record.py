@@ -1,0 +1,43 @@
+"""Keep what a benchmark measured, with machine and date, in JSON from which the tables of the documentation are made."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FOLDER = Path(__file__).parent / "results"
+"""The figures that the documentation shows."""
+
+
+def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: str) -> None:
+    """Add rows to a file of results; a row that is there is replaced.
+
+    Args:
+        path: The `.json` file, a mapping from the name of a row to its figures.
+        rows: Name of a row -> name of a figure -> the figure.
+        command: What prints them again, from the root of the repository.
+    """
+    there = json.loads(path.read_text()) if path.exists() else {}
+    about = {"command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(there | {name: {**row, **about} for name, row in rows.items()}, indent=1) + "\n")
+
+
+def machine() -> str:
+    """Return processor, number of cores and memory, and the versions that time and memory depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = f"Python {platform.python_version()}, TensorFlow {version('tensorflow')}, Keras {version('keras')}"
+    return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB; {versions}"
