@@ -133,6 +133,7 @@ class Lab:
                 code = end.code or 0
             seen = self.library.faults_seen()
             self.library.faults_arm(b"", -1, 0)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             count.write_text(str(seen))
             raise SystemExit(code)
         code = self._wait(child, send)
@@ -167,6 +168,12 @@ class Lab:
             for path in sorted(self.runs.rglob("*"))
             if path.is_file() and not path.name.endswith((".lock", ".log")) and "events.out" not in path.name
         }
+
+    def changed(self, before: dict[str, str], arguments: list[str]) -> list[str]:
+        """Return the files that a failed command changed, but for those that `train` keeps for the next one."""
+        now = self.hashes()
+        its_own = ("cells/job", "cells/parameters.json") if arguments[0] == "train" else ()
+        return [name for name, digest in before.items() if now.get(name) != digest and not name.startswith(its_own)]
 
     def damaged(self) -> list[str]:
         """Return the outputs that are there and cannot be read, and sets of which a part is missing."""
@@ -293,8 +300,7 @@ def failing(with_error: int) -> Callable[[Lab, str, list[str], int], Iterator[st
             if not wrong and with_error == errno.ENOSPC:
                 wrong = lab.left()
             if not wrong and outcome.code:
-                changed = [name for name, digest in before.items() if lab.hashes().get(name) != digest]
-                wrong = [name for name in changed if arguments[0] != "train" or not name.startswith("cells/job")]
+                wrong = lab.changed(before, arguments)
             yield f"{errno.errorcode[with_error]} from {point}: {wrong}" if wrong else None
 
     return attack
@@ -308,7 +314,7 @@ def limited(lab: Lab, state: str, arguments: list[str], limit: int) -> Iterator[
         outcome = lab.run(arguments, prepare=lambda size=size: _limit(size))
         wrong = one_line(outcome) or lab.left() or lab.damaged()
         if not wrong and outcome.code:
-            wrong = [name for name, digest in before.items() if lab.hashes().get(name) != digest]
+            wrong = lab.changed(before, arguments)
         yield f"files of {size} bytes: {wrong}" if wrong else None
 
 

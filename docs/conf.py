@@ -27,7 +27,10 @@ copyright = f"2026, {author}"
 release = version = discern.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click"]
-exclude_patterns = ["_build", *(f"generated/{path.stem}.md" for path in (HERE.parent / "benchmarks" / "results").glob("*.json"))]
+exclude_patterns = [
+    "_build",
+    *(f"generated/{path.stem}.md" for path in (HERE.parent / "benchmarks" / "results").glob("*.json")),
+]
 default_role = "literal"
 suppress_warnings = ["toc.empty_glob"]
 

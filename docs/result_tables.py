@@ -19,10 +19,14 @@ def table(rows: dict[str, dict[str, float | str]]) -> str:
     """Return a Markdown table; what repeats a row is named below it."""
     figures = list(dict.fromkeys(key for row in rows.values() for key in row if key not in ("command", *_ABOUT)))
     lines = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(_shown(row.get(figure, '')) for figure in figures)} |" for name, row in rows.items()]
+    lines += [
+        f"| {name} | {' | '.join(_shown(row.get(figure, '')) for figure in figures)} |" for name, row in rows.items()
+    ]
     commands = dict.fromkeys(str(row["command"]) for row in rows.values())
     about = dict.fromkeys(", ".join(str(row[key]) for key in _ABOUT) for row in rows.values())
-    return "\n".join([*lines, "", "Again with", "", *(f"- `{one}`" for one in commands), "", f"({'; '.join(about)})", ""])
+    return "\n".join(
+        [*lines, "", "Again with", "", *(f"- `{one}`" for one in commands), "", f"({'; '.join(about)})", ""]
+    )
 
 
 _ABOUT = ("date", "machine")
