@@ -1,4 +1,4 @@
-"""Keep what a benchmark measured, with machine and date, in JSON from which the tables of the documentation are made."""
+"""Keep what a benchmark measured in JSON, with machine and date; the tables of the documentation are made from it."""
 
 from __future__ import annotations
 
