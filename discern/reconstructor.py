@@ -156,7 +156,6 @@ class Reconstructor:
         **parameters: Parameters of parameters.json, see `reconstruct`.
 
     Attributes:
-        parameters: All parameters, as one EXPERIMENT of parameters.json with the defaults filled in.
         data: The processed cells, log-normalised; None before `fit`.
         estimator: The network; None before `fit`.
         history: The losses after each epoch, e.g. `history["loss"]`; `save` keeps them, and `load` reads them.
@@ -194,7 +193,7 @@ class Reconstructor:
 
     @property
     def parameters(self) -> JsonObject:
-        """The parameters, as in a file; published defaults and those of the preset are filled in."""
+        """All parameters, as one EXPERIMENT of parameters.json; published defaults and those of the preset filled in."""
         return self._experiment.as_dict()
 
     def __repr__(self) -> str:
