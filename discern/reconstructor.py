@@ -193,7 +193,7 @@ class Reconstructor:
 
     @property
     def parameters(self) -> JsonObject:
-        """All parameters, as one EXPERIMENT of parameters.json; published defaults and those of the preset filled in."""
+        """All parameters, as one EXPERIMENT of parameters.json, defaults and those of the preset filled in."""
         return self._experiment.as_dict()
 
     def __repr__(self) -> str:
