@@ -203,7 +203,7 @@ class Lab:
 
 def commands(lab: Lab) -> dict[str, tuple[str, list[str]]]:
     """Return each command with the state that it starts from."""
-    one, two = lab.parameters(), lab.parameters(2)
+    one, two, new = lab.parameters(), lab.parameters(2), str(lab.root / "new.h5ad")
     return {
         "process": ("nothing", ["process", one]),
         "process --force": ("all", ["process", "--force", one]),
@@ -211,8 +211,10 @@ def commands(lab: Lab) -> dict[str, tuple[str, list[str]]]:
         "train on": ("trained", ["train", two]),
         "project": ("all", ["project", "--metadata", "batch:celseq2", one]),
         "project zarr": ("all", ["project", "--metadata", "batch:celseq2", "--format", "zarr", one]),
+        "project --input": ("all", ["project", "--input", new, "--batch", "dropseq", "--reference", "celseq2", one]),
+        "export": ("all", ["export", str(lab.experiment), str(lab.runs / "model.discern")]),
         "evaluate": ("all", ["evaluate", one]),
-        "onlinetraining": ("trained", ["onlinetraining", "--freeze", "--filename", str(lab.root / "new.h5ad"), one]),
+        "onlinetraining": ("trained", ["onlinetraining", "--freeze", "--filename", new, one]),
     }
 
 
@@ -279,7 +281,7 @@ def kill(lab: Lab, state: str, arguments: list[str], limit: int) -> Iterator[str
             wrong = f"lost {before.keys() - lab.hashes().keys()}"
         if not wrong and point % 3 == 0 and arguments[0] != "onlinetraining":
             again = lab.run(arguments)
-            done = arguments[0] == "process" and "has been processed before" in again.text
+            done = "has been processed before" in again.text or "is there already" in again.text
             wrong = (again.code and not done and again.text) or lab.left() or lab.damaged()
             if not wrong and set(lab.hashes()) != complete:
                 wrong = f"files differ: {complete ^ set(lab.hashes())}"
