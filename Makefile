@@ -20,7 +20,7 @@ test-slow: $(VENV)/.installed-test
 
 # The tests on each Python of PYTHONS, then with the lowest versions allowed; TESTS="tests/data/test_processed.py" for some of them.
 test-matrix: $(VENV)/.installed-release
-	$(BIN)/python tools/test_matrix.py $(PYTHONS:%=--python %) --lowest $(firstword $(PYTHONS)) -- $(TESTS)
+	$(BIN)/python tools/test_matrix.py $(PYTHONS:%=--python %) --lowest $(firstword $(PYTHONS)) --results build/matrix.json -- $(TESTS)
 
 test-lowest: $(VENV)/.installed-release
 	$(BIN)/python tools/test_matrix.py --lowest $(firstword $(PYTHONS)) -- $(TESTS)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-FOLDER = Path(__file__).parent / "results"
-"""The figures that the documentation shows."""
 
 
 def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: str) -> None:
@@ -39,5 +37,8 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = f"Python {platform.python_version()}, TensorFlow {version('tensorflow')}, Keras {version('keras')}"
-    return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB; {versions}"
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("tensorflow", "keras"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB; {', '.join(versions)}"

@@ -14,13 +14,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from record import record  # noqa: E402
+
+_VERSIONS = "from importlib.metadata import version; print(*(f'{one} {version(one)}' for one in %r), sep=', ')"
+_SHOWN = ("tensorflow", "keras", "anndata", "numpy", "pandas")
 
 
 def _uv(*arguments: str) -> bool:
     return subprocess.run([sys.executable, "-m", "uv", *arguments], cwd=ROOT).returncode == 0
 
 
-def run(python: str, resolution: str, pytest_arguments: list[str]) -> str:
+def run(python: str, resolution: str, pytest_arguments: list[str]) -> dict[str, str]:
     """Test in a fresh environment.
 
     Args:
@@ -29,17 +35,24 @@ def run(python: str, resolution: str, pytest_arguments: list[str]) -> str:
         pytest_arguments: Files to test, options; all tests if there are none.
 
     Returns:
-        "passed", or what did not work.
+        "outcome": "passed", or what did not work; and, if tests were run, their numbers and the main libraries.
     """
     folder = ROOT / "build" / "matrix" / f"{python.replace(os.sep, '-').strip('-')}-{resolution}"
     if not _uv("venv", "--quiet", "--clear", "--python", python, str(folder)):
-        return "SKIPPED: there is no such Python here"
+        return {"outcome": "SKIPPED: there is no such Python here"}
     interpreter = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     options = ["--quiet", "--python", interpreter, "--resolution", resolution]
     if not _uv("pip", "install", *options, "--editable", ".[tune,loom]", "--group", "test"):
-        return "FAILED: does not install"
-    tests = subprocess.run([interpreter, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *pytest_arguments], cwd=ROOT)
-    return "passed" if tests.returncode == 0 else "FAILED"
+        return {"outcome": "FAILED: does not install"}
+    versions = subprocess.run([interpreter, "-c", _VERSIONS % (_SHOWN,)], capture_output=True, text=True, check=True)
+    command = [interpreter, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *pytest_arguments]
+    last = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
+        for line in tests.stdout or ():
+            print(line, end="", flush=True)
+            last = line.strip(" =\n") or last
+    outcome = "passed" if tests.returncode == 0 else "FAILED"
+    return {"outcome": outcome, "tests": last.split(" in ")[0], "libraries": versions.stdout.strip()}
 
 
 def main() -> int:
@@ -47,15 +60,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], help="version or path; repeatable")
     parser.add_argument("--lowest", metavar="PYTHON", action="append", default=[], help="with the lowest versions")
+    parser.add_argument("--results", type=Path, help="JSON file to add the outcomes to")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, after --")
     arguments = parser.parse_args()
 
     combinations = [(python, "highest") for python in arguments.python]
     combinations += [(python, "lowest-direct") for python in arguments.lowest]
     outcomes = {combination: run(*combination, arguments.pytest) for combination in combinations}
-    for (python, resolution), outcome in outcomes.items():
-        print(f"Python {python}, {resolution} versions: {outcome}")
-    return int(any(outcome.startswith("FAILED") for outcome in outcomes.values()))
+    rows = {f"Python {python}, {resolution} versions": found for (python, resolution), found in outcomes.items()}
+    for name, found in rows.items():
+        print(f"{name}: {', '.join(found.values())}")
+    if arguments.results:
+        what = " ".join(arguments.pytest)
+        record(arguments.results, rows, f'make test-matrix TESTS="{what}"' if what else "make test-matrix")
+    return int(any(found["outcome"].startswith("FAILED") for found in outcomes.values()))
 
 
 if __name__ == "__main__":
