@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from discern.data.chunks import cell_blocks
+from discern.data.chunks import iter_blocks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.evaluation import measurement, report
 from discern.evaluation.measurement import measure
@@ -18,6 +18,7 @@ from discern.evaluation.selection import Comparison
 from discern.experiment.evaluate import evaluate
 from discern.metrics.latent_space import add_distance, reference_distance
 from discern.metrics.two_sample import mmd_loss
+from discern.model.trained import EncodedChunk
 from tests.metrics.test_gene_agreement import plain_figures
 
 FIGURES = ("mean_r", "mean_rmse", "detection_r", "difference_r", "t_rho", "top200")
@@ -37,10 +38,15 @@ class LinearModel:
         assert len(genes) == len(self.matrix)
         assert set(batches) <= set(self.batches)
 
-    def encode(self, counts, batch_onehot):
+    def encoded_chunks(self, counts, batch_onehot):
         assert batch_onehot.shape == (counts.shape[0], len(self.batches))
-        latent = np.concatenate([block @ self.matrix for _, block in cell_blocks(counts, np.arange(counts.shape[0]))])
-        return latent, np.zeros_like(latent)
+        for rows, block in iter_blocks(counts):
+            latent = block @ self.matrix
+            yield EncodedChunk(rows, block, latent, np.zeros_like(latent))
+
+    def encode(self, counts, batch_onehot):
+        chunks = list(self.encoded_chunks(counts, batch_onehot))
+        return np.concatenate([chunk.latent for chunk in chunks]), np.concatenate([chunk.sigma for chunk in chunks])
 
     def decode(self, latent, batch_onehot, chunk_size):
         for begin in range(0, len(latent), chunk_size):
