@@ -129,7 +129,9 @@ def test_means_print_the_correlation_with_held_out_cells(result: ad.AnnData) -> 
         for axis, name in zip(row, sorted(TYPES), strict=True):
             mean = values[(poor.obs["cell_type"] == name).to_numpy()].mean(0)
             truth = real.layers["measured"][(real.obs["cell_type"] == name).to_numpy()].toarray().mean(0)
-            title = f"{name}\n{stage}, 20 cells, 5 real\nr = {np.corrcoef(mean, truth)[0, 1]:.3f}"
+            equal = stage == "reconstructed" and name != "T cell"  # then all genes have one estimate
+            r = "not defined" if equal else f"{np.corrcoef(mean, truth)[0, 1]:.3f}"
+            title = f"{name}\n{stage}, 20 cells, 5 real\nr = {r}"
             assert axis.get_title() == title
             points = axis.collections[0].get_offsets()
             np.testing.assert_allclose(points, np.column_stack([mean, truth]), atol=1e-6)

@@ -45,7 +45,8 @@ def run(python: str, resolution: str, pytest_arguments: list[str]) -> dict[str, 
     if not _uv("pip", "install", *options, "--editable", ".[tune,loom]", "--group", "test"):
         return {"outcome": "FAILED: does not install"}
     versions = subprocess.run([interpreter, "-c", _VERSIONS % (_SHOWN,)], capture_output=True, text=True, check=True)
-    command = [interpreter, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *pytest_arguments]
+    # Other versions warn of other things than those that CI has.
+    command = [interpreter, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-W", "default", *pytest_arguments]
     last = ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
         for line in tests.stdout or ():

@@ -333,7 +333,8 @@ def fill_means(
     for axis, (title, (x, y)) in zip(grid.ravel(), pairs.items(), strict=False):
         _scatter_means(axis, x, y, (colours or {}).get(title, STAGES["reconstructed"]))
         lines = "\n".join(map(short, title.split("\n")))
-        axis.set_title(f"{lines}\nr = {np.corrcoef(x, y)[0, 1]:.3f}", parse_math=False, fontsize=9)
+        r = f"{np.corrcoef(x, y)[0, 1]:.3f}" if np.ptp(x) > 0 < np.ptp(y) else "not defined"
+        axis.set_title(f"{lines}\nr = {r}", parse_math=False, fontsize=9)
         axis.set_xlabel(short(labels[0]), parse_math=False, fontsize=9)
         axis.set_ylabel(short(labels[1]), parse_math=False, fontsize=9)
     for axis in grid.ravel()[len(pairs) :]:
