@@ -107,7 +107,7 @@ def _check_odd(frame: pd.DataFrame) -> None:
     assert frame["Int64"].astype("Int64")[:2].fillna(-1).tolist() == [1, -1]
     assert frame["boolean"].astype("boolean")[:2].fillna(False).tolist() == [True, False]
     assert frame["Float64"].iloc[0] == 1.5
-    assert np.isnan(frame["Float64"][1])
+    assert np.isnan(frame["Float64"].iloc[1])
     assert str(frame["dates"].iloc[1]) == "2020-01-02"
     assert str(frame["number categories"].iloc[0]) == "3"
     assert frame["float categories"].astype(object)[:2].fillna("-").tolist() == ["1", "-"]
