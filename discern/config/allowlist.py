@@ -23,10 +23,10 @@ class Known:
     """A name that may be used.
 
     Attributes:
-        kind: what it is, e.g. "optimizer".
-        module: the module that it is imported from today.
-        attribute: its name there.
-        caveat: how today's equivalent of a dead name differs; empty where it does not.
+        kind: What it is, e.g. "optimizer".
+        module: The module that it is imported from today.
+        attribute: Its name there.
+        caveat: How today's equivalent of a dead name differs; empty where it does not.
     """
 
     kind: str
@@ -170,17 +170,17 @@ def look_up(name: str, kind: str = "") -> Known:
     """Find a dotted name of a JSON file in the allow-list, under the name that it has today.
 
     Args:
-        name: the dotted name, old or new.
-        kind: what it has to be, e.g. "optimizer"; anything when empty.
+        name: The dotted name, old or new.
+        kind: What it has to be, e.g. "optimizer"; anything when empty.
 
     Returns:
         Where the object is today. Nothing is imported.
 
     Raises:
-        InvalidInputError: if the name is not a dotted name, comes from a library that such files are not for, or is
+        InvalidInputError: If the name is not a dotted name, comes from a library that such files are not for, or is
             something else than `kind`.
-        UnsupportedError: if the name died and there is no equivalent.
-        UnknownNameError: if the library is one of ours but it has no such name, or not one that files may use.
+        UnsupportedError: If the name died and there is no equivalent.
+        UnknownNameError: If the library is one of ours but it has no such name, or not one that files may use.
 
     Example:
         >>> look_up("tensorflow_addons.activations.mish")
@@ -230,16 +230,16 @@ def get_function_by_name(func_str: str) -> Any:
     """Return the class or function that a JSON file names.
 
     Args:
-        func_str: a dotted name, e.g. "tensorflow.keras.optimizers.Adam". Names that are dead today, such as
+        func_str: A dotted name, e.g. "tensorflow.keras.optimizers.Adam". Names that are dead today, such as
             "tensorflow_addons.activations.mish", give their equivalent.
 
     Returns:
         The class or function.
 
     Raises:
-        UnknownNameError: if there is nothing of this name that a file may use; InvalidInputError as well if it is not
+        UnknownNameError: If there is nothing of this name that a file may use; InvalidInputError as well if it is not
             of one of the libraries that such files are for.
-        UnsupportedError: if the name is dead and has no equivalent.
+        UnsupportedError: If the name is dead and has no equivalent.
 
     Example:
         >>> get_function_by_name("tensorflow_addons.activations.mish").__name__
@@ -266,10 +266,10 @@ def getmembers(name: str) -> dict[str, type]:
     """Return the classes that an imported module defines or publishes, by name.
 
     Args:
-        name: name of the module, usually its `__name__`.
+        name: Name of the module, usually its `__name__`.
 
     Raises:
-        UnknownNameError: if no such module has been imported.
+        UnknownNameError: If no such module has been imported.
 
     Example:
         >>> sorted(getmembers("discern.errors"))[:2]

@@ -40,10 +40,10 @@ class Parameters:
     """A parameter file, validated.
 
     Attributes:
-        path: the file.
-        experiments_dir: the folder that holds a folder for each experiment.
-        experiments: each experiment, by name.
-        given: the same as they stand in the file.
+        path: The file.
+        experiments_dir: The folder that holds a folder for each experiment.
+        experiments: Each experiment, by name.
+        given: The same as they stand in the file.
     """
 
     path: Path
@@ -60,14 +60,14 @@ def load_parameters(path: Path) -> Parameters:
     """Read and validate a parameter file, full or of one experiment.
 
     Args:
-        path: a full file, or the `parameters.json` in an experiment's folder: then the experiment has the name of that
+        path: A full file, or the `parameters.json` in an experiment's folder: then the experiment has the name of that
             folder and belongs to the folder above.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it is no JSON, or a value is not what is expected.
-        UnknownNameError: if a key or a name is unknown, given twice, or lacking.
-        UnsupportedError: if it asks for something that exists no more.
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it is no JSON, or a value is not what is expected.
+        UnknownNameError: If a key or a name is unknown, given twice, or lacking.
+        UnsupportedError: If it asks for something that exists no more.
     """
     content = read_json(path)
     with _naming(path):
@@ -102,9 +102,9 @@ def parse_experiment(experiment: Mapping[str, object]) -> Experiment:
         something ("LSN", "fixed_scaling", "GPU", ...), is absent; "output_fn" is always there.
 
     Raises:
-        InvalidInputError: if a value is not what is expected.
-        UnknownNameError: if a key or a name is unknown, given twice, or lacking.
-        UnsupportedError: if it asks for something that exists no more.
+        InvalidInputError: If a value is not what is expected.
+        UnknownNameError: If a key or a name is unknown, given twice, or lacking.
+        UnsupportedError: If it asks for something that exists no more.
 
     Example:
         >>> model = parse_experiment({"model": {"layers": [64, 32], "regularization": 0}}).model
@@ -140,10 +140,10 @@ def load_search(path: Path) -> SearchFile:
     """Read and validate a hyperparameter search file.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it is no JSON, or a value is not what is expected.
-        UnknownNameError: if a key or a name is unknown.
-        UnsupportedError: if it asks for something that exists no more.
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it is no JSON, or a value is not what is expected.
+        UnknownNameError: If a key or a name is unknown.
+        UnsupportedError: If it asks for something that exists no more.
     """
     content = read_json(path)
     with _naming(path):
@@ -164,10 +164,10 @@ def merge_parameters(paths: Sequence[Path]) -> JsonObject:
     """Return one full parameter file with the experiments of several, relative to the folder that they share.
 
     Args:
-        paths: full parameter files, or those in experiments' folders.
+        paths: Full parameter files, or those in experiments' folders.
 
     Raises:
-        InvalidInputError: if an experiment is given twice, or as for `load_parameters`.
+        InvalidInputError: If an experiment is given twice, or as for `load_parameters`.
     """
     given: dict[Path, JsonObject] = {}
     for path in paths:
@@ -199,8 +199,8 @@ def read_json(path: Path) -> JsonObject:
     """Read a JSON file that holds one object; strict: no duplicate keys, NaN or infinity.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it cannot be read or is not such JSON.
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it cannot be read or is not such JSON.
     """
     try:
         if path.exists() and not path.is_dir():

@@ -120,12 +120,12 @@ def storable(frame: pd.DataFrame, name: str, part: str = "obs", categories: bool
 
     Args:
         frame: obs or var.
-        name: of the cells, for messages.
+        name: Of the cells, for messages.
         part: "obs" or "var", for messages.
-        categories: whether text without missing values becomes categorical, too.
+        categories: Whether text without missing values becomes categorical, too.
 
     Raises:
-        UnsupportedError: if a column name occurs twice.
+        UnsupportedError: If a column name occurs twice.
     """
     try:
         check_columns(frame, part)
@@ -203,7 +203,7 @@ def appended(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Append the rows of storable frames; a column that one lacks has no values in its rows.
 
     Args:
-        frames: as `storable` returns them.
+        frames: As `storable` returns them.
 
     Example:
         >>> appended([pd.DataFrame({"n": [1]}), pd.DataFrame({"x": pd.Categorical(["a"])})]).to_numpy().tolist()
@@ -255,8 +255,8 @@ def set_aside(frames: Mapping[str, pd.DataFrame], columns: Iterable[str], part: 
     """Rename in all frames the columns that the program is going to add: `split` becomes `split_original`.
 
     Args:
-        frames: the storable annotations by name; changed.
-        columns: what the program adds.
+        frames: The storable annotations by name; changed.
+        columns: What the program adds.
         part: "obs" or "var", for messages.
 
     Returns:
@@ -275,7 +275,7 @@ def give_back(cells: ad.AnnData) -> None:
     """Give the user's columns in obs and var their names back; the program's get the prefix `discern_`.
 
     Args:
-        cells: results, with the names in `uns["DISCERN"]["user_columns"]`; their obs and var are replaced.
+        cells: Results, with the names in `uns["DISCERN"]["user_columns"]`; their obs and var are replaced.
     """
     for part, renamed in cells.uns.get("DISCERN", {}).get("user_columns", {}).items():
         frame: pd.DataFrame = getattr(cells, part)
@@ -288,13 +288,13 @@ def prepare_train_valid(input_tfr: str | Path) -> tuple[list[Path], list[Path]]:
     """Find the record files of the training and of the validation cells.
 
     Args:
-        input_tfr: folder `TF_records` of an experiment.
+        input_tfr: Folder `TF_records` of an experiment.
 
     Returns:
         The sorted files of each split.
 
     Raises:
-        MissingFileError: if a split has no file.
+        MissingFileError: If a split has no file.
     """
     input_tfr = Path(input_tfr)
     found = []
@@ -312,13 +312,13 @@ def np_one_hot(labels: pd.Categorical) -> np.ndarray:
     """Return one row per label with a one at its category.
 
     Args:
-        labels: n labels of k categories, of which some may be unused.
+        labels: N labels of k categories, of which some may be unused.
 
     Returns:
         float32 of shape (n, k).
 
     Raises:
-        InvalidInputError: if a label is missing.
+        InvalidInputError: If a label is missing.
 
     Example:
         >>> np_one_hot(pd.Categorical(["b", "a"]))

@@ -85,7 +85,7 @@ def estimate_csr_nbytes(mat: Matrix) -> int:
     """Return the bytes that a matrix takes, or would take, in CSR form.
 
     Args:
-        mat: sparse or dense matrix, (n_rows, n_columns).
+        mat: Sparse or dense matrix, (n_rows, n_columns).
 
     Example:
         >>> estimate_csr_nbytes(np.eye(3, dtype=np.float32))
@@ -116,14 +116,14 @@ def canonical(X: Matrix, source: str) -> Matrix:
     """Return counts of any kind as CSR of numbers that numpy calculates with, the entries of one place summed.
 
     Args:
-        X: dense, masked, sparse or dask matrix, (n_cells, n_genes). Not modified.
-        source: how messages call it.
+        X: Dense, masked, sparse or dask matrix, (n_cells, n_genes). Not modified.
+        source: How messages call it.
 
     Returns:
         A CSR matrix, X itself if it is one already; of a dask array, a dask array of CSR blocks.
 
     Raises:
-        InvalidInputError: if X holds no real numbers, some are masked, or its parts do not fit together.
+        InvalidInputError: If X holds no real numbers, some are masked, or its parts do not fit together.
 
     Example:
         >>> twice = sparse.csr_matrix(([1, 2], [0, 0], [0, 2]), shape=(1, 1))
@@ -156,7 +156,7 @@ def usable_dtype(dtype: np.dtype, source: str) -> np.dtype:
     """Return the type in which counts of this type are held: of this machine, and known to scipy.
 
     Raises:
-        InvalidInputError: if they are no real numbers.
+        InvalidInputError: If they are no real numbers.
 
     Example:
         >>> usable_dtype(np.dtype(">f2"), "cells"), usable_dtype(np.dtype(bool), "cells")
@@ -198,8 +198,8 @@ def iter_blocks(X: Matrix, cells: int | None = None) -> Iterator[tuple[slice, sp
     """Iterate over the rows of a matrix in order.
 
     Args:
-        X: sparse, dense or dask matrix, (n_cells, n_genes).
-        cells: rows of each block (the last one may have fewer); by default as many as `rows_per_block` says.
+        X: Sparse, dense or dask matrix, (n_cells, n_genes).
+        cells: Rows of each block (the last one may have fewer); by default as many as `rows_per_block` says.
 
     Yields:
         The rows that the block is of, and the block as float32 CSR.
@@ -262,13 +262,13 @@ def read_cells(
     Layers, `raw` and pairwise annotations are left out.
 
     Args:
-        path: the file or folder.
-        undo: gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
-        budget: bytes that X may take in memory, by default `memory_budget()`.
+        path: The file or folder.
+        undo: Gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
+        budget: Bytes that X may take in memory, by default `memory_budget()`.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it cannot be read, or has no X.
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it cannot be read, or has no X.
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
@@ -297,12 +297,12 @@ def read_layers(path: Path, names: Collection[str]) -> ad.AnnData:
     """Read obs, var and some matrices of an `.h5ad` file or a `.zarr` folder, each as `read_cells` reads X.
 
     Args:
-        path: the file or folder.
-        names: of layers, or "X"; those that the file lacks are left out.
+        path: The file or folder.
+        names: Of layers, or "X"; those that the file lacks are left out.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it cannot be read.
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it cannot be read.
     """
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
@@ -352,16 +352,16 @@ def read_matrix(
     """Read a stored matrix as CSR if it fits into memory, else as dask array of CSR blocks.
 
     Args:
-        path: the file that it is in, which blocks are read from later.
+        path: The file that it is in, which blocks are read from later.
         elem: HDF5 or zarr, dense or sparse as anndata writes it, also as versions before 0.7 wrote it.
         shape: (n_cells, n_genes), as obs and var say.
-        budget: bytes that it may take in memory, by default `memory_budget()`; at least as many if it is stored by
+        budget: Bytes that it may take in memory, by default `memory_budget()`; at least as many if it is stored by
             genes, as its cells cannot be read one after the other.
-        undo: applied to each block of a dense matrix.
+        undo: Applied to each block of a dense matrix.
 
     Raises:
-        InvalidInputError: if it holds no counts, or is stored by genes and does not fit into memory.
-        ValueError: if its parts do not fit together.
+        InvalidInputError: If it holds no counts, or is stored by genes and does not fit into memory.
+        ValueError: If its parts do not fit together.
     """
     budget = memory_budget() if budget is None else budget
     is_sparse = isinstance(elem, h5py.Group | zarr.Group)

@@ -56,14 +56,14 @@ def open_hdf5(path: Path, problem: str, advice: str = "", whole: Collection[str]
     """Open somebody else's HDF5 file to read from it; the block is one of `discern.runtime.foreign.reading`.
 
     Args:
-        path: the file.
-        problem: see `reading`.
-        advice: see `reading`.
-        whole: names of the parts that will be read as a whole, by default all.
+        path: The file.
+        problem: See `reading`.
+        advice: See `reading`.
+        whole: Names of the parts that will be read as a whole, by default all.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InvalidInputError: if it is no HDF5 file, continues in other files, or claims to be larger than it is; and what
+        MissingFileError: If there is no such file.
+        InvalidInputError: If it is no HDF5 file, continues in other files, or claims to be larger than it is; and what
             `reading` raises.
     """
     check_file(path)
@@ -76,8 +76,8 @@ def check_hdf5(file: h5py.File, whole: Collection[str] | None = None) -> None:
     """Raise ValueError if a file continues in others, nests without end or claims to be larger than it is.
 
     Args:
-        file: the open file.
-        whole: names of the parts that will be read as a whole, by default all.
+        file: The open file.
+        whole: Names of the parts that will be read as a whole, by default all.
     """
     claims = _Claims()
     groups = [(file["/"], 0, whole is None)]
@@ -182,8 +182,8 @@ def check_header(header: tuple[int, int, int, str, str, str], path: Path) -> Non
     """Raise ValueError if the header of a Matrix Market file claims more than the file can hold.
 
     Args:
-        header: rows, columns, entries and kinds, as `scipy.io.mminfo` returns it.
-        path: the file.
+        header: Rows, columns, entries and kinds, as `scipy.io.mminfo` returns it.
+        path: The file.
     """
     rows, columns, entries = header[:3]
     if "complex" in header:
@@ -202,12 +202,12 @@ def open_zarr(path: Path, whole: Collection[str] | None = None) -> zarr.Group:
     What a consolidated summary says is not believed: each part's own metadata are read.
 
     Args:
-        path: the folder.
-        whole: names of the parts that will be read as a whole, by default all.
+        path: The folder.
+        whole: Names of the parts that will be read as a whole, by default all.
 
     Raises:
-        InvalidInputError: if it is no folder, or holds links or other things that are neither file nor folder.
-        ValueError: if its codecs could run code, or it claims to be larger than it is.
+        InvalidInputError: If it is no folder, or holds links or other things that are neither file nor folder.
+        ValueError: If its codecs could run code, or it claims to be larger than it is.
     """
     sizes = check_tree(path)
     stored: dict[str, int] = {}

@@ -28,7 +28,7 @@ def number_of_epochs(training: Training, obs: pd.DataFrame) -> int:
 
     Args:
         training: `training` of an EXPERIMENT.
-        obs: of the cells, with `split`.
+        obs: Of the cells, with `split`.
 
     Example:
         >>> import pandas as pd

@@ -32,7 +32,7 @@ def damage_told(folder: Path | None) -> Iterator[None]:
     """Tell what TensorFlow raises over damaged records as an InvalidInputError; all else passes.
 
     Args:
-        folder: of the records that are streamed in the block; None if there are none.
+        folder: Of the records that are streamed in the block; None if there are none.
     """
     try:
         yield
@@ -54,10 +54,10 @@ class Batches:
     """Makes standardised dense batches of sparse log-normalised cells, in TensorFlow.
 
     Args:
-        mean: of each gene, float32 (n_genes,).
-        std: standard deviation of each gene, float32 (n_genes,).
-        n_labels: number of batches that cells are of.
-        thin_counts: smallest share of the counts of a cell that its input keeps, see `thinned`; 1 for all of them.
+        mean: Of each gene, float32 (n_genes,).
+        std: Standard deviation of each gene, float32 (n_genes,).
+        n_labels: Number of batches that cells are of.
+        thin_counts: Smallest share of the counts of a cell that its input keeps, see `thinned`; 1 for all of them.
     """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray, n_labels: int, thin_counts: float = 1.0):
@@ -77,11 +77,11 @@ class Batches:
         """Return ({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts)).
 
         Args:
-            lengths: how many genes each cell has, int32 (n_cells,).
-            genes: the numbers of these genes, cell after cell, int32.
-            values: their log-normalised values.
-            codes: number of the batch of each cell, int32 (n_cells,).
-            draw: random integer to thin the counts of `input_data` with; None to leave them.
+            lengths: How many genes each cell has, int32 (n_cells,).
+            genes: The numbers of these genes, cell after cell, int32.
+            values: Their log-normalised values.
+            codes: Number of the batch of each cell, int32 (n_cells,).
+            draw: Random integer to thin the counts of `input_data` with; None to leave them.
         """
         counts = inputs = self._dense(lengths, genes, values)
         if draw is not None:
@@ -128,10 +128,10 @@ def thinned(lengths: tf.Tensor, values: tf.Tensor, smallest: float, draw: tf.Ten
     count is kept with a probability that is drawn for the cell; the cell is then scaled to the same total as before.
 
     Args:
-        lengths: how many genes each cell has, int32 (n_cells,).
-        values: their log-normalised values, cell after cell.
-        smallest: probabilities are drawn between this and 1.
-        draw: random integer, int64; the same one gives the same result.
+        lengths: How many genes each cell has, int32 (n_cells,).
+        values: Their log-normalised values, cell after cell.
+        smallest: Probabilities are drawn between this and 1.
+        draw: Random integer, int64; the same one gives the same result.
 
     Returns:
         Log-normalised values like `values`, some of them zero.
@@ -166,11 +166,11 @@ def stream(files: Sequence[Path], n_cells: int, batch_size: int, batches: Batche
     """Return the batches of some shards.
 
     Args:
-        files: the shards.
-        n_cells: number of cells in all of them.
-        batch_size: cells per batch; an incomplete last batch is left out.
-        batches: makes the batches.
-        seed: shuffle with this seed, in another order each epoch; None: leave the order.
+        files: The shards.
+        n_cells: Number of cells in all of them.
+        batch_size: Cells per minibatch; an incomplete last one is left out.
+        batches: Makes the batches.
+        seed: Shuffle with this seed, in another order each epoch; None: leave the order.
     """
     names = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
     if seed is None:
@@ -198,12 +198,12 @@ def from_memory(
     """Return the minibatches of some cells of a matrix in memory; with a seed, in another order each epoch.
 
     Args:
-        X: log-normalised float32, (n_cells, n_genes).
-        codes: number of the batch of each cell of X, int32 (n_cells,).
-        cells: rows of X.
-        batch_size: cells per minibatch; an incomplete last one is left out.
-        batches: makes the minibatches.
-        seed: of the order; None: the order of `cells`.
+        X: Log-normalised float32, (n_cells, n_genes).
+        codes: Number of the batch of each cell of X, int32 (n_cells,).
+        cells: Rows of X.
+        batch_size: Cells per minibatch; an incomplete last one is left out.
+        batches: Makes the minibatches.
+        seed: Of the order; None: the order of `cells`.
     """
 
     def gather(numbers: np.ndarray) -> tuple[np.ndarray, ...]:

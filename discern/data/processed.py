@@ -64,16 +64,16 @@ class DISCERNData(ad.AnnData):
     experiment: `obs["batch"]` keeps its categories.
 
     Args:
-        adata: the result of `WAERecipe`, or what the original program stored (dense and standardised; converted).
+        adata: The result of `WAERecipe`, or what the original program stored (dense and standardised; converted).
             It is not modified; X is shared where it already has the form above.
-        batch_size: cells per batch of `tfdata`. Never more than there are validation cells (with a warning); without
+        batch_size: Cells per minibatch of `tfdata`. Never more than there are validation cells (with a warning); without
             any, never more than a tenth of the training cells.
-        cachefile: folder for the record files of data that does not fit into memory and has none yet; by default a
+        cachefile: Folder for the record files of data that does not fit into memory and has none yet; by default a
             temporary one.
-        seed: of the order of the training cells.
+        seed: Of the order of the training cells.
 
     Raises:
-        UnknownNameError: if `adata` was not processed, i.e. has no `uns["DISCERN"]`.
+        UnknownNameError: If `adata` was not processed, i.e. has no `uns["DISCERN"]`.
     """
 
     _in_progress: bool = False
@@ -97,8 +97,8 @@ class DISCERNData(ad.AnnData):
         """Return raw or half processed cells of a recipe, as they are; `adata` is not to be used any more.
 
         Args:
-            adata: the cells, with `uns["DISCERN"]["batch_key"]`.
-            batch_size: cells per minibatch once they are processed; if there are fewer validation cells, of as many.
+            adata: The cells, with `uns["DISCERN"]["batch_key"]`.
+            batch_size: Cells per minibatch once they are processed; if there are fewer validation cells, of as many.
         """
         data = cls.__new__(cls)
         ad.AnnData.__init__(data, adata)
@@ -147,9 +147,9 @@ class DISCERNData(ad.AnnData):
         """Read processed cells from an `.h5ad` file or a `.zarr` folder.
 
         Raises:
-            MissingFileError: if there is no such file.
-            InvalidInputError: if it cannot be read.
-            UnknownNameError: if its cells were not processed.
+            MissingFileError: If there is no such file.
+            InvalidInputError: If it cannot be read.
+            UnknownNameError: If its cells were not processed.
         """
         path = Path(filename)
         adata = read_cells(path, undo=_undo_standardising)
@@ -165,12 +165,12 @@ class DISCERNData(ad.AnnData):
         """Read the processed cells of an experiment.
 
         Args:
-            folder: folder of the experiment, with `processed_data/concatenated_data.h5ad` and perhaps `TF_records/`.
-            batch_size: cells per batch.
-            cachefile: see `DISCERNData`.
+            folder: Folder of the experiment, with `processed_data/concatenated_data.h5ad` and perhaps `TF_records/`.
+            batch_size: Cells per minibatch.
+            cachefile: See `DISCERNData`.
 
         Raises:
-            MissingFileError: if the folder holds no processed data.
+            MissingFileError: If the folder holds no processed data.
         """
         recover(Path(folder))
         processed = ExperimentFolder(Path(folder)).cells
@@ -223,12 +223,12 @@ class DISCERNData(ad.AnnData):
 
         Elements are `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))`, all float32; counts and
         `input_data` are the same standardised values (batch_size, n_genes), the labels are one-hot (batch_size,
-        n_batches). Training cells come in another order every epoch. An incomplete last batch is left out.
+        n_batches). Training cells come in another order every epoch. An incomplete last minibatch is left out.
 
         Args:
-            thin_counts: below 1, `input_data` of training cells (not the counts, which are the target) is what fewer
+            thin_counts: Below 1, `input_data` of training cells (not the counts, which are the target) is what fewer
                 reads would have given, see `discern.data.records.thinned`.
-            begun: number of steps of the first epoch that have been done: the order of the cells is another one then.
+            begun: Number of steps of the first epoch that have been done: the order of the cells is another one then.
         """
         if "split" not in self.obs:
             raise UnknownNameError(f"obs has no column 'split', which says what to train on; it has {list(self.obs)}")
@@ -308,15 +308,15 @@ def make_dataset_from_anndata(adata: ad.AnnData, for_tfrecord: bool = False) -> 
     """Return the training and the validation cells one by one, in their order.
 
     Args:
-        adata: processed cells, with obs `batch` and `split`; log-normalised, or as the original stored them.
-        for_tfrecord: whether to give what `TFRecordsWriter.write_dataset` writes.
+        adata: Processed cells, with obs `batch` and `split`; log-normalised, or as the original stored them.
+        for_tfrecord: Whether to give what `TFRecordsWriter.write_dataset` writes.
 
     Returns:
         For each split, elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell
         each: float32, standardised as `uns["fixed_scaling"]` says. For records, elements `{"record", "mean", "std"}`.
 
     Raises:
-        UnknownNameError: if obs lacks the column `batch` or `split`.
+        UnknownNameError: If obs lacks the column `batch` or `split`.
     """
     import tensorflow as tf
 

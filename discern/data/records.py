@@ -64,8 +64,8 @@ def serialise(block: sparse.csr_matrix, codes: np.ndarray) -> Iterator[bytes]:
     """Return a record for each cell.
 
     Args:
-        block: log-normalised float32, (n_cells, n_genes).
-        codes: number of the batch of each cell, (n_cells,).
+        block: Log-normalised float32, (n_cells, n_genes).
+        codes: Number of the batch of each cell, (n_cells,).
     """
     block = in_gene_order(block)
     dtype = gene_dtype(block.shape[1])
@@ -98,13 +98,13 @@ class TFRecordsWriter:
     """Writes the shards of a folder; a context manager.
 
     Args:
-        out_dir: the folder; it is made if need be.
-        seed: of the dealing out of cells to shards.
-        stamp: what else to write to `meta.json`, e.g. the fingerprint of the cells.
-        scaling: mean and standard deviation of each gene, float32 (n_genes,); by default what the data sets hold.
+        out_dir: The folder; it is made if need be.
+        seed: Of the dealing out of cells to shards.
+        stamp: What else to write to `meta.json`, e.g. the fingerprint of the cells.
+        scaling: Mean and standard deviation of each gene, float32 (n_genes,); by default what the data sets hold.
 
     Attributes:
-        out_dir: the folder.
+        out_dir: The folder.
 
     Example:
         >>> import tempfile
@@ -138,11 +138,11 @@ class TFRecordsWriter:
         """Write all cells of one split, in place of those that the folder has of it.
 
         Args:
-            dataset: cells from `make_dataset_from_anndata(adata, for_tfrecord=True)`, or serialised cells.
+            dataset: Cells from `make_dataset_from_anndata(adata, for_tfrecord=True)`, or serialised cells.
             split: "train" or "valid".
 
         Raises:
-            InvalidInputError: if it is another split, or the data set was made for something else.
+            InvalidInputError: If it is another split, or the data set was made for something else.
         """
         if isinstance(dataset, Sequence):
             records, number = iter(dataset), len(dataset)
@@ -173,11 +173,11 @@ class TFRecordsWriter:
         """Open the shards of one split; yields a function that writes the next record.
 
         Args:
-            split: see `write_dataset`.
-            n_cells: how many records will be written.
+            split: See `write_dataset`.
+            n_cells: How many records will be written.
 
         Raises:
-            InvalidInputError: if it is another split, or at the end, if the number of records was another.
+            InvalidInputError: If it is another split, or at the end, if the number of records was another.
         """
         if split not in _FILES_OF:
             raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
@@ -222,9 +222,9 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
     """Write the training and validation cells to a folder, which is replaced when all is written.
 
     Args:
-        adata: processed cells, X log-normalised, obs `batch` (categorical) and `split`.
+        adata: Processed cells, X log-normalised, obs `batch` (categorical) and `split`.
         folder: `TF_records` of an experiment.
-        seed: of the order of the cells.
+        seed: Of the order of the cells.
     """
     if "split" not in adata.obs:
         raise UnknownNameError("expected an obs column 'split', which says what to train on: split the cells first")
@@ -249,7 +249,7 @@ def current_records(folder: Path, adata: ad.AnnData) -> dict[str, list[Path]] | 
 
     Args:
         folder: `TF_records` of an experiment; it need not exist.
-        adata: the processed cells.
+        adata: The processed cells.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -276,9 +276,9 @@ def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: i
     """Read record files, ours or the original program's, cell by cell.
 
     Args:
-        tfr_files: the files.
-        genes_no: number of genes.
-        n_labels: number of batches that cells are of.
+        tfr_files: The files.
+        genes_no: Number of genes.
+        n_labels: Number of batches that cells are of.
 
     Returns:
         Elements `({"input_data", "batch_input_enc", "batch_input_dec"}, (counts, counts))` of one cell each, all
@@ -286,8 +286,8 @@ def parse_tfrecords(tfr_files: Path | Sequence[Path], genes_no: int, n_labels: i
         they are, log-normalised, where the folder has no `scaling.npz`), the labels one-hot (n_labels,).
 
     Raises:
-        MissingFileError: if a file is not there.
-        InvalidInputError: if there is none, or they hold another number of genes or batches.
+        MissingFileError: If a file is not there.
+        InvalidInputError: If there is none, or they hold another number of genes or batches.
     """
     files = [Path(tfr_files)] if isinstance(tfr_files, str | Path) else [Path(file) for file in tfr_files]
     if not files:

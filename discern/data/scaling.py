@@ -25,7 +25,7 @@ def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, object] | None
     """Return the mean and the standard deviation that each gene is standardised with.
 
     Args:
-        features: one row per gene (`adata.var`), with `mean_scaling` and `var_scaling` where `scalings` says "genes".
+        features: One row per gene (`adata.var`), with `mean_scaling` and `var_scaling` where `scalings` says "genes".
             `var_scaling` is a standard deviation in spite of its name.
         scalings: `input_ds.scale.fixed_scaling` of the parameters: "mean" and "var" are "genes" or a number,
             "add_to_mean" and "add_to_var" are added to them. None or empty: nothing is scaled.
@@ -34,8 +34,8 @@ def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, object] | None
         Mean and standard deviation, float32 of shape (n_genes,); 0 and 1 where nothing is asked for.
 
     Raises:
-        InvalidInputError: if a value is neither "genes" nor a number, or a standard deviation is not positive.
-        UnknownNameError: if `features` lacks the column.
+        InvalidInputError: If a value is neither "genes" nor a number, or a standard deviation is not positive.
+        UnknownNameError: If `features` lacks the column.
 
     Example:
         >>> import pandas as pd
@@ -78,16 +78,16 @@ def scale(
     """Standardise `adata.X` in place: subtract `mean`, then divide by `var`.
 
     Args:
-        adata: log-normalised expression, (n_cells, n_genes). X becomes dense float32 (or a dask array of that).
-        mean: what to subtract, per gene or for all; None: `adata.var["mean_scaling"]`.
-        var: what to divide by (a standard deviation), per gene or for all; None: `adata.var["var_scaling"]`.
+        adata: Log-normalised expression, (n_cells, n_genes). X becomes dense float32 (or a dask array of that).
+        mean: What to subtract, per gene or for all; None: `adata.var["mean_scaling"]`.
+        var: What to divide by (a standard deviation), per gene or for all; None: `adata.var["var_scaling"]`.
 
     Returns:
         `adata` itself.
 
     Raises:
-        UnknownNameError: if `adata.var` lacks the column.
-        InvalidInputError: if there is not one number for each gene, or one to divide by is not positive.
+        UnknownNameError: If `adata.var` lacks the column.
+        InvalidInputError: If there is not one number for each gene, or one to divide by is not positive.
 
     Example:
         >>> import anndata
@@ -161,13 +161,13 @@ def sample_counts(
     """Keep each count with its detection probability and set it to zero otherwise.
 
     Args:
-        counts: estimated expression, (n_cells, n_genes).
-        probabilities: probability that the gene is detected in the cell, same shape.
-        var: one row per gene; needed when `counts` are standardised.
+        counts: Estimated expression, (n_cells, n_genes).
+        probabilities: Probability that the gene is detected in the cell, same shape.
+        var: One row per gene; needed when `counts` are standardised.
         uns: `adata.uns`; with a "fixed_scaling" in it and no "DISCERN_format" (see `is_standardised`), `counts` are
             standardised and "zero" is what a zero has become, (0 - mean) / std.
-        seed: of the draw, or a generator to draw from (for calls block by block).
-        cells: a whole number of each cell, (n_cells,), see `cell_numbers`: the draw of a cell then depends on it and
+        seed: Of the draw, or a generator to draw from (for calls block by block).
+        cells: A whole number of each cell, (n_cells,), see `cell_numbers`: the draw of a cell then depends on it and
             the seed, a whole number, alone, and neither on other cells nor on their order. None: row after row is drawn
             from one generator.
 
@@ -175,7 +175,7 @@ def sample_counts(
         A new array of the shape and type of `counts`.
 
     Raises:
-        InvalidInputError: if the shapes differ, `counts` are standardised and `var` is missing, or a generator is given
+        InvalidInputError: If the shapes differ, `counts` are standardised and `var` is missing, or a generator is given
             with `cells`.
 
     Example:
@@ -213,7 +213,7 @@ def cell_numbers(cells: sparse.csr_matrix) -> np.ndarray:
     where two files share them, have a part in it.
 
     Args:
-        cells: measured cells without stored zeros, (n_cells, n_genes), genes in the order of the model.
+        cells: Measured cells without stored zeros, (n_cells, n_genes), genes in the order of the model.
 
     Returns:
         uint64, (n_cells,).

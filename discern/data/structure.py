@@ -50,9 +50,9 @@ def check_compressed(shape: Sequence[int], indptr: np.ndarray, n_entries: int, b
 
     Args:
         shape: (n_rows, n_columns).
-        indptr: where each row (column) begins.
-        n_entries: length of data and indices.
-        by_rows: whether it is CSR.
+        indptr: Where each row (column) begins.
+        n_entries: Length of data and indices.
+        by_rows: Whether it is CSR.
 
     Example:
         >>> check_compressed((2, 3), np.array([0, 2, 1]), 1)
@@ -157,7 +157,7 @@ def check_texts(frame: pd.DataFrame, part: str) -> None:
 
     Args:
         frame: obs or var.
-        part: how messages call it.
+        part: How messages call it.
 
     Example:
         >>> check_texts(pd.DataFrame(index=["a", "b\0"]), "obs")
@@ -195,9 +195,9 @@ def check_finite(values: np.ndarray, name: str, positive: bool = False) -> None:
     """Raise ValueError if numbers are not finite, or beyond what float32 can be calculated with.
 
     Args:
-        values: numbers.
-        name: what they are.
-        positive: whether they must be above 0.
+        values: Numbers.
+        name: What they are.
+        positive: Whether they must be above 0.
 
     Example:
         >>> check_finite(np.array([1.0, np.nan]), "weights of layer a")
@@ -224,10 +224,10 @@ def number(values: Mapping[str, object], name: str, lowest: float, highest: floa
     """Return a number that a file says, or raise ValueError if it is none, or none that can be.
 
     Args:
-        values: attributes of the file, or another mapping.
-        name: of the number.
-        lowest: that it can be.
-        highest: that it can be.
+        values: Attributes of the file, or another mapping.
+        name: Of the number.
+        lowest: That it can be.
+        highest: That it can be.
 
     Example:
         >>> number({"epoch": "three"}, "epoch", 0)
@@ -325,7 +325,7 @@ def check_format(uns: Mapping[str, Any]) -> None:
     """Raise ValueError if processed cells are in a form that this program does not know.
 
     Args:
-        uns: of the cells; without `DISCERN_format` they are of the original program.
+        uns: Of the cells; without `DISCERN_format` they are of the original program.
 
     Example:
         >>> check_format({"DISCERN_format": {"version": 3}})

@@ -180,15 +180,15 @@ def write_blocks(
     every HDF5 library reads, where that is worth it.
 
     Args:
-        path: file to write, `.h5ad`, or folder to write, `.zarr`.
+        path: File to write, `.h5ad`, or folder to write, `.zarr`.
         adata: obs, var, uns, obsm and varm of all cells; its X and layers are not looked at.
-        blocks: for consecutive blocks of cells, the rows of each matrix (n_cells of the block, n_genes), sparse or
+        blocks: For consecutive blocks of cells, the rows of each matrix (n_cells of the block, n_genes), sparse or
             dense: key "X" and the names of layers. Each matrix is stored as CSR where this makes the first block
             smaller, else dense.
-        dtype: type of the stored values, e.g. np.float16. (CSR stays float32 then: scipy has no smaller float.)
+        dtype: Type of the stored values, e.g. np.float16. (CSR stays float32 then: scipy has no smaller float.)
 
     Raises:
-        InvalidInputError: if the suffix is another one, or the blocks differ in keys or have not the cells of `adata`.
+        InvalidInputError: If the suffix is another one, or the blocks differ in keys or have not the cells of `adata`.
 
     Example:
         >>> import tempfile
@@ -270,14 +270,14 @@ def generate_h5ad(
     """Make an AnnData of estimated expression, and write it if a path is given.
 
     Args:
-        counts: expression, (n_cells, n_genes), sparse or dense, not modified; or a pair of dense matrices: counts and
+        counts: Expression, (n_cells, n_genes), sparse or dense, not modified; or a pair of dense matrices: counts and
             the probability that the gene is detected. Log-normalised, or standardised as the original's
             (`discern.functions.is_standardised(uns)`), which is undone.
-        var: one row per gene.
-        obs: one row per cell.
+        var: One row per gene.
+        obs: One row per cell.
         save_path: `.h5ad` or `.zarr` to write.
-        threshold: smaller values of X become zero.
-        kwargs: further parts of the AnnData: `uns`, `obsm`, `varm`, `layers`.
+        threshold: Smaller values of X become zero.
+        kwargs: Further parts of the AnnData: `uns`, `obsm`, `varm`, `layers`.
 
     Returns:
         The AnnData, float32, log-normalised, without `uns["fixed_scaling"]`; X is CSR where that is smaller than dense.
@@ -285,7 +285,7 @@ def generate_h5ad(
         `estimated_counts` and `estimated_dropouts`.
 
     Raises:
-        InvalidInputError: if counts and probabilities differ in shape.
+        InvalidInputError: If counts and probabilities differ in shape.
 
     Example:
         >>> import pandas as pd

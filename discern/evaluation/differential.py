@@ -439,7 +439,7 @@ def weights(p: npt.NDArray[np.float64], variation: npt.NDArray[np.float64]) -> n
     without difference have weight 1 on average, which is what the false discovery rate needs; the others have more.
 
     Args:
-        p: p-values, (n_genes,).
+        p: P-values, (n_genes,).
         variation: How far each gene is said to vary, in any unit, by what does not know the groups.
 
     Returns:

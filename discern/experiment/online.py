@@ -71,17 +71,17 @@ def online_training(
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME, trained; one of the original program, too.
-        filename: raw counts: one file or several, or {file: obs column with the batch}.
-        freeze: whether everything but the new batches' own weights stays as it is; then reconstructions of old cells
+        filename: Raw counts: one file or several, or {file: obs column with the batch}.
+        freeze: Whether everything but the new batches' own weights stays as it is; then reconstructions of old cells
             as old batches stay the same, too.
-        fill_missing_genes: whether genes of the experiment that a file lacks are taken as zero; else they are an error.
+        fill_missing_genes: Whether genes of the experiment that a file lacks are taken as zero; else they are an error.
 
     Returns:
         The model and the processed cells.
 
     Raises:
-        MissingFileError: if there is no trained model, or a file is not there.
-        InvalidInputError: if the new cells cannot be used; see `OnlineWAERecipe`.
+        MissingFileError: If there is no trained model, or a file is not there.
+        InvalidInputError: If the new cells cannot be used; see `OnlineWAERecipe`.
     """
     exp_folder = Path(exp_folder)
     recover(exp_folder)

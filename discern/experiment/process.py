@@ -42,20 +42,20 @@ def process(
     leaves its folder as it was and does not stop the others.
 
     Args:
-        parameters: the experiments.
-        force: replace experiments that have been processed before.
-        copy_original: copy the raw files to `original_data/`.
-        with_tfrecords: write `TF_records/`.
-        ask: asks whether to replace a processed experiment; without it and without `force` that is an error.
-        ray_address: head node of a Ray cluster that does the work, see `discern.runtime.ray_cluster`; None: this
+        parameters: The experiments.
+        force: Replace experiments that have been processed before.
+        copy_original: Copy the raw files to `original_data/`.
+        with_tfrecords: Write `TF_records/`.
+        ask: Asks whether to replace a processed experiment; without it and without `force` that is an error.
+        ray_address: Head node of a Ray cluster that does the work, see `discern.runtime.ray_cluster`; None: this
         machine.
 
     Returns:
         For each experiment its folder, or the exception that ended it.
 
     Raises:
-        MissingFileError: if a raw or search file does not exist; nothing has been done then.
-        InvalidInputError: if a raw file lies in what would be replaced, or a search file is wrong; likewise.
+        MissingFileError: If a raw or search file does not exist; nothing has been done then.
+        InvalidInputError: If a raw file lies in what would be replaced, or a search file is wrong; likewise.
     """
     for name in parameters.experiments:
         check_inputs(parameters, name)
@@ -85,8 +85,8 @@ def check_inputs(parameters: Parameters, name: str) -> None:
     """Refuse an experiment whose inputs are not there, or would be removed by processing it.
 
     Raises:
-        MissingFileError: if a raw or search file does not exist.
-        InvalidInputError: if a raw file lies in what would be replaced, or a search file is wrong.
+        MissingFileError: If a raw or search file does not exist.
+        InvalidInputError: If a raw file lies in what would be replaced, or a search file is wrong.
     """
     experiment, folder = parameters.experiments[name], parameters.folder(name)
     if folder.exists() and not folder.is_dir():
@@ -112,16 +112,16 @@ def make_experiment(
 
     Args:
         folder: EXPERIMENTS_DIR/NAME.
-        given: the experiment as the user wrote it; becomes `parameters.json`.
-        experiment: the same, validated.
-        copy_original: copy the raw files to `original_data/`.
-        with_tfrecords: write `TF_records/`.
+        given: The experiment as the user wrote it; becomes `parameters.json`.
+        experiment: The same, validated.
+        copy_original: Copy the raw files to `original_data/`.
+        with_tfrecords: Write `TF_records/`.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: if the data cannot be used, or another command is at work on the experiment.
+        UserError: If the data cannot be used, or another command is at work on the experiment.
     """
     with logs.without_native_messages():
         from discern.preprocessing.recipe import read_process_serialize

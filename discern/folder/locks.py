@@ -43,7 +43,7 @@ def refuse_links(experiment: Path) -> None:
     The folder itself may be a link, to an experiment or to an empty folder.
 
     Raises:
-        InvalidInputError: if there is such a link; it names it.
+        InvalidInputError: If there is such a link; it names it.
     """
     if experiment.is_symlink():
         names = os.listdir(experiment) if experiment.is_dir() else ["nothing"]  # noqa: PTH208
@@ -65,9 +65,9 @@ def locked(experiment: Path) -> Iterator[None]:
     ends, however it ends. What a killed command left is finished or removed first.
 
     Raises:
-        InUseError: if another command holds it.
-        InvalidInputError: if the lock or a part of the folder is a link.
-        OutputError: if the lock cannot be made or opened.
+        InUseError: If another command holds it.
+        InvalidInputError: If the lock or a part of the folder is a link.
+        OutputError: If the lock cannot be made or opened.
     """
     lockfile = experiment.parent / f".{experiment.name}.lock"
     with writing(lockfile):

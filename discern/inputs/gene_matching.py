@@ -60,7 +60,7 @@ def match(tables: Mapping[str, pd.DataFrame]) -> Matched:
         tables: var of each input, whose index are unique names.
 
     Raises:
-        InvalidInputError: if no gene is in all inputs.
+        InvalidInputError: If no gene is in all inputs.
 
     Example:
         >>> found = match({"a": pd.DataFrame(index=["A", "B"]), "b": pd.DataFrame(index=["C", "B"])})

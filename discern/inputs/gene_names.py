@@ -91,14 +91,14 @@ def only_genes(adata: ad.AnnData, source: str) -> ad.AnnData:
     ids, so that they have the same name in every file; without ids all are left out, as are genes without a name.
 
     Args:
-        adata: raw counts, (n_cells, n_genes), X of any kind that AnnData holds. Not modified.
-        source: how messages call it.
+        adata: Raw counts, (n_cells, n_genes), X of any kind that AnnData holds. Not modified.
+        source: How messages call it.
 
     Returns:
         The cells with X as CSR or, where it was dask, dask array of CSR blocks; X, obs and var alone, and `uns`.
 
     Raises:
-        InvalidInputError: if no feature is a gene, X holds no numbers, or cells and genes look exchanged.
+        InvalidInputError: If no feature is a gene, X holds no numbers, or cells and genes look exchanged.
 
     Example:
         >>> var = pd.DataFrame({"gene_ids": ["E1", "E2", "E3"]}, index=["A", "B", "A"])
@@ -161,7 +161,7 @@ def check_names(inputs: Mapping[str, ad.AnnData]) -> None:
     """Raise InvalidInputError if genes of several inputs would be matched by their place, or one input is transposed.
 
     Args:
-        inputs: cells by path or name.
+        inputs: Cells by path or name.
     """
     if len(inputs) < 2:
         return
@@ -194,8 +194,8 @@ def named_by_column(var: pd.DataFrame, source: str) -> pd.DataFrame:
     """Return var under the names in one of its columns, if its index counts the genes only.
 
     Args:
-        var: one row for each gene.
-        source: how messages call it.
+        var: One row for each gene.
+        source: How messages call it.
     """
     if not _counts_only(var.index):
         return var

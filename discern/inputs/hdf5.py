@@ -46,12 +46,12 @@ def read_hdf5(path: Path, budget: int | None, layer: str | None = None) -> ad.An
 
     Args:
         path: `.h5ad`, `.h5`, `.loom`.
-        budget: bytes that the counts may take in memory.
-        layer: the layer with the counts of AnnData, "raw" for `.raw.X`; None for X.
+        budget: Bytes that the counts may take in memory.
+        layer: The layer with the counts of AnnData, "raw" for `.raw.X`; None for X.
 
     Raises:
-        InvalidInputError: if it is none of AnnData, 10x and loom.
-        UnknownNameError: if there is no such layer.
+        InvalidInputError: If it is none of AnnData, 10x and loom.
+        UnknownNameError: If there is no such layer.
     """
     try:
         h5py.File(path, "r").close()
@@ -77,13 +77,13 @@ def read_zarr(path: Path, budget: int | None, layer: str | None = None) -> ad.An
     """Read a zarr folder that anndata wrote.
 
     Args:
-        path: the folder.
-        budget: bytes that the counts may take in memory.
-        layer: the layer with the counts, "raw" for `.raw.X`; None for X.
+        path: The folder.
+        budget: Bytes that the counts may take in memory.
+        layer: The layer with the counts, "raw" for `.raw.X`; None for X.
 
     Raises:
-        InvalidInputError: if it holds no AnnData.
-        UnknownNameError: if there is no such layer.
+        InvalidInputError: If it holds no AnnData.
+        UnknownNameError: If there is no such layer.
     """
     group = open_zarr(path, _READ_WHOLE)
     if "obs" not in group or "var" not in group:
@@ -97,13 +97,13 @@ def read_anndata(group: h5py.Group, path: Path, budget: int | None, layer: str |
     A column of obs or var that cannot be read is left out, with a warning.
 
     Args:
-        group: the open HDF5 file or zarr group.
-        path: how messages call it.
-        budget: bytes that X may take in memory, see `discern.data.chunks.read_matrix`.
-        layer: what becomes X, see `read_hdf5`.
+        group: The open HDF5 file or zarr group.
+        path: How messages call it.
+        budget: Bytes that X may take in memory, see `discern.data.chunks.read_matrix`.
+        layer: What becomes X, see `read_hdf5`.
 
     Raises:
-        InvalidInputError: if there is no X, or names of cells and genes do not fit to it.
+        InvalidInputError: If there is no X, or names of cells and genes do not fit to it.
     """
     matrix, genes = raw_counts.place(group, layer, path)
     uns = group.get("uns", {})

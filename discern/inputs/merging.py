@@ -57,7 +57,7 @@ class Source(NamedTuple):
     Attributes:
         batch: obs column with the batch; None for `batch` if there is one, else the name of the input; False for the
             name in any case.
-        layer: the layer with the counts, "raw" for `.raw.X`; None for X.
+        layer: The layer with the counts, "raw" for `.raw.X`; None for X.
     """
 
     batch: BatchColumn = None
@@ -68,11 +68,11 @@ def sources(raw_input: Iterable[str | Path] | Mapping[str, object] | None) -> di
     """Return what is taken from each input, as `input_ds.raw_input` says it.
 
     Args:
-        raw_input: paths or names; as a mapping with the obs column of each (None, False: see `Source`), or
+        raw_input: Paths or names; as a mapping with the obs column of each (None, False: see `Source`), or
             {"batch": column, "layer": name}.
 
     Raises:
-        InvalidInputError: if something else is said of an input.
+        InvalidInputError: If something else is said of an input.
 
     Example:
         >>> sources({"a.h5ad": "donor", "b.h5ad": {"layer": "counts"}})["b.h5ad"]
@@ -105,8 +105,8 @@ def merge_data_sets(
     then. All columns become such that files can hold them, see `discern.data.annotation.storable`.
 
     Args:
-        raw_inputs: raw counts by path or name. They are not modified.
-        batch_keys: for each input the obs column that says the batch; see `Source.batch`.
+        raw_inputs: Raw counts by path or name. They are not modified.
+        batch_keys: For each input the obs column that says the batch; see `Source.batch`.
 
     Returns:
         All cells, X as CSR or dask array of CSR blocks, in the type of the inputs, genes in the order of the first. obs
@@ -115,10 +115,10 @@ def merge_data_sets(
         name, ...}.
 
     Raises:
-        InvalidInputError: if no gene is in all inputs, genes have running numbers as names, an input is transposed, two
+        InvalidInputError: If no gene is in all inputs, genes have running numbers as names, an input is transposed, two
             inputs have the same name, cells have no batch, or nearly each has its own.
-        UnknownNameError: if an input has not the column.
-        UnsupportedError: if a column name occurs twice in an obs or var.
+        UnknownNameError: If an input has not the column.
+        UnsupportedError: If a column name occurs twice in an obs or var.
 
     Example:
         >>> import numpy as np
@@ -182,14 +182,14 @@ def batches_of(key: str, obs: pd.DataFrame, column: BatchColumn) -> pd.Categoric
     """Return the batch of each cell of an input, as text.
 
     Args:
-        key: path or name of the input.
-        obs: its annotation.
-        column: see `Source.batch`.
+        key: Path or name of the input.
+        obs: Its annotation.
+        column: See `Source.batch`.
 
     Raises:
-        UnknownNameError: if there is no such column.
-        UnsupportedError: if a column name occurs twice.
-        InvalidInputError: if a cell has no batch, or nearly each has its own.
+        UnknownNameError: If there is no such column.
+        UnsupportedError: If a column name occurs twice.
+        InvalidInputError: If a cell has no batch, or nearly each has its own.
     """
     try:
         check_columns(obs)
@@ -227,7 +227,7 @@ def check_batches(batches: Mapping[str, pd.Categorical]) -> list[str]:
     """Return what may be wrong with the names of the batches of several inputs.
 
     Args:
-        batches: for each input the batch of each cell.
+        batches: For each input the batch of each cell.
 
     Example:
         >>> check_batches({"a": pd.Categorical(["1"]), "b": pd.Categorical(["1"])})[0][:59]

@@ -57,13 +57,13 @@ def read_mtx(path: Path) -> ad.AnnData:
     """Read a matrix and the names of its genes and cells.
 
     Args:
-        path: a MatrixMarket file (`.mtx`, `.mtx.gz`), or a folder with one. Beside it, with the same beginning of their
+        path: A MatrixMarket file (`.mtx`, `.mtx.gz`), or a folder with one. Beside it, with the same beginning of their
             names if there are several, lie the genes (`features.tsv`, `genes.tsv`, `cells_x_genes.genes.txt`, ...: a
             name, or an id and a symbol and perhaps the type of the feature) and perhaps the barcodes. Whether the
             matrix is genes x cells or cells x genes follows from their lengths.
 
     Raises:
-        InvalidInputError: if there is no such set of files, or more than one, or they do not fit together.
+        InvalidInputError: If there is no such set of files, or more than one, or they do not fit together.
     """
     matrix = _only_matrix(path) if path.is_dir() else path
     genes_path, barcodes_path = _lists_beside(matrix)

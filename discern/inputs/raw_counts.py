@@ -36,13 +36,13 @@ def check(name: str, cells: ad.AnnData | Path, counts: Matrix, layer: str | None
     """Look at the first cells whether a matrix can be raw counts.
 
     Args:
-        name: of the input, for messages.
-        cells: where else there may be counts: the cells, or the file that they are from.
-        counts: the matrix, (n_cells, n_genes).
-        layer: what the user chose; None for X, with nothing said.
+        name: Of the input, for messages.
+        cells: Where else there may be counts: the cells, or the file that they are from.
+        counts: The matrix, (n_cells, n_genes).
+        layer: What the user chose; None for X, with nothing said.
 
     Raises:
-        InvalidInputError: if some are negative or not finite; or if they are no whole numbers, all 0, or nothing but 0
+        InvalidInputError: If some are negative or not finite; or if they are no whole numbers, all 0, or nothing but 0
             and 1 while counts lie beside them, unless this matrix was chosen.
     """
     values = first_values(counts)
@@ -99,7 +99,7 @@ def places(cells: ad.AnnData | Path) -> list[str]:
     """Return which matrices beside X look like raw counts, the usual names first.
 
     Args:
-        cells: in memory, or an `.h5ad` or `.zarr` file; in other files there are none.
+        cells: In memory, or an `.h5ad` or `.zarr` file; in other files there are none.
     """
     if isinstance(cells, ad.AnnData):
         matrices = {name: cells.layers[name] for name in cells.layers}
@@ -117,7 +117,7 @@ def suggested(path: Path) -> str | None:
     """Return the layer of a file to take the counts from: None where X holds some, or nothing surely does.
 
     Args:
-        path: any input.
+        path: Any input.
     """
 
     def choose(group: h5py.Group) -> str | None:
@@ -184,13 +184,13 @@ def chosen(cells: ad.AnnData, layer: str | None, name: str = "cells") -> ad.AnnD
     """Return cells with the counts of a layer as X, shared with `cells`; obs and var without the rest.
 
     Args:
-        cells: in memory.
-        layer: name of the layer, "raw" for `.raw.X` (with the genes of `raw`), "X" or None for X.
-        name: of the cells, for messages.
+        cells: In memory.
+        layer: Name of the layer, "raw" for `.raw.X` (with the genes of `raw`), "X" or None for X.
+        name: Of the cells, for messages.
 
     Raises:
-        UnknownNameError: if there is no such layer.
-        InvalidInputError: if there is no X.
+        UnknownNameError: If there is no such layer.
+        InvalidInputError: If there is no X.
     """
     if layer is not None and layer in cells.layers:
         return ad.AnnData(X=cells.layers[layer], obs=cells.obs, var=cells.var)
@@ -207,13 +207,13 @@ def place(group: h5py.Group, layer: str | None, path: Path) -> tuple[h5py.Datase
     """Return the matrix of an open `.h5ad` or `.zarr` that holds the counts, and its genes.
 
     Args:
-        group: the file.
-        layer: see `chosen`.
-        path: its name, for messages.
+        group: The file.
+        layer: See `chosen`.
+        path: Its name, for messages.
 
     Raises:
-        UnknownNameError: if there is no such layer.
-        InvalidInputError: if there is no X.
+        UnknownNameError: If there is no such layer.
+        InvalidInputError: If there is no X.
     """
     layers = group.get("layers", {})
     if layer is not None and layer in layers:

@@ -58,19 +58,19 @@ def read_raw_input(
         file_path: `.h5ad`, `.zarr`, `.h5` (10x), `.loom`; a table `.txt`, `.tsv` or `.csv`, genes x cells or cells x
             genes, perhaps gzipped; or `matrix.mtx`, or a folder with it, with `genes.tsv` (id, symbol) and perhaps
             `barcodes.tsv` beside it, or their gzipped successors (`features.tsv.gz`) of 10x version 3.
-        budget: bytes that the counts may take in memory, by default a part of the machine's. Larger `.h5ad` and `.zarr`
+        budget: Bytes that the counts may take in memory, by default a part of the machine's. Larger `.h5ad` and `.zarr`
             are read when needed (X is a dask array of CSR blocks then).
-        layer: the layer with the counts, "raw" for `.raw.X`; by default X.
-        genes: names of genes that other inputs have; they help to find out which way round a table is.
+        layer: The layer with the counts, "raw" for `.raw.X`; by default X.
+        genes: Names of genes that other inputs have; they help to find out which way round a table is.
 
     Returns:
         The cells with X sparse (cells x genes), obs and var. Each gene has a name of its own, see
         `discern.inputs.gene_names.only_genes`, which also says what is left out.
 
     Raises:
-        MissingFileError: if the path does not exist.
-        InvalidInputError: if it is of another format, or cannot be read.
-        UnknownNameError: if it has no such layer.
+        MissingFileError: If the path does not exist.
+        InvalidInputError: If it is of another format, or cannot be read.
+        UnknownNameError: If it has no such layer.
     """
     path = Path(file_path)
     check_input(path)
@@ -85,16 +85,16 @@ def read_raw_inputs(
     """Read several files whose genes will be matched.
 
     Args:
-        files: see `read_raw_input`. Tables are read last: the genes of the others say which way round they are.
-        budget: bytes that all counts together may take in memory, by default a part of the machine's.
-        layers: the layer with the counts, by path; X where it says nothing.
+        files: See `read_raw_input`. Tables are read last: the genes of the others say which way round they are.
+        budget: Bytes that all counts together may take in memory, by default a part of the machine's.
+        layers: The layer with the counts, by path; X where it says nothing.
 
     Returns:
         The cells by path, in the order of the files.
 
     Raises:
-        UserError: see `read_raw_input`.
-        InvalidInputError: if genes would be matched by their place, for want of names.
+        UserError: See `read_raw_input`.
+        InvalidInputError: If genes would be matched by their place, for want of names.
     """
     paths = list(map(str, files))
     left = chunks.memory_budget() if budget is None else budget

@@ -77,13 +77,13 @@ def read_table(path: Path, suffix: str, genes: Collection[str] = ()) -> ad.AnnDa
     Which of both are the genes is found out from the names themselves; if they tell nothing, the rows are.
 
     Args:
-        path: the table, perhaps gzipped, columns separated by tab, comma, semicolon or blanks, `#` or `%` before lines
+        path: The table, perhaps gzipped, columns separated by tab, comma, semicolon or blanks, `#` or `%` before lines
             of comment at its head.
-        suffix: what its name says about the separator, a key of `TABLES`.
-        genes: names of genes of other inputs; they decide which way round the table is.
+        suffix: What its name says about the separator, a key of `TABLES`.
+        genes: Names of genes of other inputs; they decide which way round the table is.
 
     Raises:
-        InvalidInputError: if it is no such table; says where it is not.
+        InvalidInputError: If it is no such table; says where it is not.
     """
     encoding = _encoding(path)
     try:

@@ -38,12 +38,12 @@ def mmd_loss(random_cells: Cells, valid_cells: Cells, sigma: float) -> float:
     Works block by block, in float64: memory does not grow with the number of pairs.
 
     Args:
-        random_cells: cells x features, dense or sparse; the generated ones, say.
-        valid_cells: cells x features, dense or sparse; the real ones.
-        sigma: a typical squared distance between neighbours, `data.config["mmd_kernel"]["all"]`.
+        random_cells: Cells x features, dense or sparse; the generated ones, say.
+        valid_cells: Cells x features, dense or sparse; the real ones.
+        sigma: A typical squared distance between neighbours, `data.config["mmd_kernel"]["all"]`.
 
     Raises:
-        InvalidInputError: if the features differ in number, a set has fewer than two cells, or sigma is not positive.
+        InvalidInputError: If the features differ in number, a set has fewer than two cells, or sigma is not positive.
 
     Example:
         >>> import numpy as np
@@ -107,15 +107,15 @@ def auc(random_cells: Cells, valid_cells: Cells, seed: int = 0) -> float:
     100 trees of depth 3 with balanced classes, cross-validated in five stratified parts (fewer for fewer cells).
 
     Args:
-        random_cells: cells x features, dense or sparse.
-        valid_cells: cells x features, dense or sparse.
-        seed: of the forest and of the five parts.
+        random_cells: Cells x features, dense or sparse.
+        valid_cells: Cells x features, dense or sparse.
+        seed: Of the forest and of the five parts.
 
     Returns:
         1 if every cell is told, about 0.5 if the two sets come from one distribution.
 
     Raises:
-        InvalidInputError: if the features differ in number or a set has fewer than two cells.
+        InvalidInputError: If the features differ in number or a set has fewer than two cells.
 
     Example:
         >>> import numpy as np

@@ -556,7 +556,7 @@ class DISCERN:
         """Decode latent codes.
 
         Args:
-            latent_codes: cells x latent_dim.
+            latent_codes: Cells x latent_dim.
             output_batch_labels: Labels to decode with, cells x batches: one-hot, or a mixture that sums to 1.
             batch_size: Number of cells put through the network at once.
 

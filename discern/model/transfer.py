@@ -15,9 +15,9 @@ def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchange
     Rows of weights that belong to the new labels keep their initial values.
 
     Args:
-        old_model: the trained model.
-        new_model: a model of the same architecture with as many labels or more; not compiled yet.
-        freeze_unchanged: whether training shall change nothing but the rows of the new labels. Layers whose shapes are
+        old_model: The trained model.
+        new_model: A model of the same architecture with as many labels or more; not compiled yet.
+        freeze_unchanged: Whether training shall change nothing but the rows of the new labels. Layers whose shapes are
             the same stop training (batch norm keeps its statistics), in the others the old rows are held fast. If no
             layer has grown, none is trained any more.
 
@@ -25,7 +25,7 @@ def update_model(old_model: keras.Model, new_model: keras.Model, freeze_unchange
         `new_model`.
 
     Raises:
-        InvalidInputError: if the weights do not fit; then nothing is changed.
+        InvalidInputError: If the weights do not fit; then nothing is changed.
 
     Example:
         >>> def network(labels):
@@ -84,7 +84,7 @@ class _KeepRows(keras.constraints.Constraint):
     """Sets the first rows back after each step: momentum, weight decay and the like would move them without a gradient.
 
     Args:
-        rows: their values.
+        rows: Their values.
     """
 
     def __init__(self, rows: np.ndarray) -> None:

@@ -160,7 +160,7 @@ class GaussianReparametrization(keras.layers.Layer):
         """Draw one latent code per cell.
 
         Args:
-            inputs: z and sigma.
+            inputs: Z and sigma.
             training: Whether to add the noise.
             seed: Seed of the noise.
             **kwargs: Ignored.

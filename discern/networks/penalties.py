@@ -64,7 +64,7 @@ class SigmaRegularization(keras.layers.Layer):
 
 @_register
 class MMDPP(keras.layers.Layer):
-    """MMD++ between the latent codes of a batch of cells and the standard normal; see `mmdpp_penalty`.
+    """MMD++ between the latent codes of a minibatch and the standard normal; see `mmdpp_penalty`.
 
     The inputs are z and sigma, both of shape (cells, latent_dim); the output is one number.
 

@@ -38,9 +38,9 @@ def save_data(file: str | Path, data: ad.AnnData, old_data: ad.AnnData) -> None:
     lacks it. Old cells keep their names; new ones with a name that is there already get a number.
 
     Args:
-        file: the `.h5ad` to write; complete or not there.
-        data: new cells, processed by `OnlineWAERecipe`; log-normalised.
-        old_data: old cells, processed; log-normalised.
+        file: The `.h5ad` to write; complete or not there.
+        data: New cells, processed by `OnlineWAERecipe`; log-normalised.
+        old_data: Old cells, processed; log-normalised.
 
     Raises:
         UnknownNameError: If one of the two was not processed.

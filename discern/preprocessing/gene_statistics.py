@@ -99,8 +99,8 @@ def gene_moments(X: Matrix, chosen: np.ndarray, *views: Callable[[np.ndarray], n
 
     Args:
         X: (n_cells, n_genes).
-        chosen: which cells count, bool of shape (n_cells,).
-        views: functions of the values that keep zero at zero, e.g. `np.log1p`.
+        chosen: Which cells count, bool of shape (n_cells,).
+        views: Functions of the values that keep zero at zero, e.g. `np.log1p`.
 
     Example:
         >>> moments, = gene_moments(np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([True, True]), np.positive)
@@ -136,9 +136,9 @@ def variable_genes(mean: np.ndarray, variance: np.ndarray, number: int) -> np.nd
     `filter_genes_dispersion(flavor="cell_ranger", log=False)`.
 
     Args:
-        mean: of the normalised counts, not logged, (n_genes,).
-        variance: the same with ddof 1.
-        number: genes wanted; all are chosen if there are not more, and the wanted number may be missed by the few whose
+        mean: Of the normalised counts, not logged, (n_genes,).
+        variance: The same with ddof 1.
+        number: Genes wanted; all are chosen if there are not more, and the wanted number may be missed by the few whose
             normalised dispersions are equal or undefined.
 
     Returns:
@@ -165,8 +165,8 @@ def dispersion_record(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
     `filter_genes_dispersion(flavor="seurat", log=False)`.
 
     Args:
-        mean: of log-normalised expression, (n_genes,).
-        variance: the same with ddof 1.
+        mean: Of log-normalised expression, (n_genes,).
+        variance: The same with ddof 1.
 
     Returns:
         float32 columns `means`, `dispersions`, `dispersions_norm` and bool `highly_variable`.
@@ -208,8 +208,8 @@ def neighbour_distance(points: np.ndarray, neighbours: int, n_jobs: int) -> floa
 
     Args:
         points: (n_points, dimension).
-        neighbours: how many points are near, the point itself among them.
-        n_jobs: processes, -1 for all CPUs.
+        neighbours: How many points are near, the point itself among them.
+        n_jobs: Processes, -1 for all CPUs.
     """
     others = max(1, neighbours - 1)
     distances, _ = NearestNeighbors(n_neighbors=others, n_jobs=n_jobs).fit(points).kneighbors()

@@ -47,15 +47,15 @@ class OnlineWAERecipe(WAERecipe):
     components and kernel width. Cells of a batch that the reference has are added to it (`fix_batch_labels`).
 
     Args:
-        reference_adata: the processed cells of the experiment; not modified.
-        args: arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. If the experiment took
+        reference_adata: The processed cells of the experiment; not modified.
+        args: Arguments of `WAERecipe`: the experiment's parameters, and the new cells or files. If the experiment took
             the batch from the same obs column in all its own files, it comes from this one, or is the file's name.
-        fill_missing_genes: whether genes of the reference that a file lacks are zero in its cells; else they are an
+        fill_missing_genes: Whether genes of the reference that a file lacks are zero in its cells; else they are an
             error.
-        kwargs: arguments of `WAERecipe`.
+        kwargs: Arguments of `WAERecipe`.
 
     Raises:
-        InvalidInputError: if genes are missing, or the cells were processed or logged already.
+        InvalidInputError: If genes are missing, or the cells were processed or logged already.
 
     Example:
         >>> from discern.datasets import lung_cell_lines
@@ -88,9 +88,9 @@ class OnlineWAERecipe(WAERecipe):
         """Make the recipe for new cells of an experiment.
 
         Args:
-            job_dir: folder of the experiment, with `parameters.json` and its processed cells, the reference.
-            input_files: the new cells; by default `input_ds.raw_input` of the parameters.
-            fill_missing_genes: see `OnlineWAERecipe`.
+            job_dir: Folder of the experiment, with `parameters.json` and its processed cells, the reference.
+            input_files: The new cells; by default `input_ds.raw_input` of the parameters.
+            fill_missing_genes: See `OnlineWAERecipe`.
         """
         (experiment,) = load_parameters(ExperimentFolder(Path(job_dir)).parameters).experiments.values()
         reference = DISCERNData.from_folder(job_dir, batch_size=1)
@@ -135,9 +135,9 @@ class OnlineWAERecipe(WAERecipe):
         """Keep the cells that have enough of the reference's genes; all genes are kept.
 
         Args:
-            min_genes: a cell is kept if it has at least so many genes.
-            unused_args: ignored.
-            unused_kwargs: ignored.
+            min_genes: A cell is kept if it has at least so many genes.
+            unused_args: Ignored.
+            unused_kwargs: Ignored.
         """
         super().filtering(min_genes, min_cells=0)
         self.fix_batch_labels()
@@ -165,10 +165,10 @@ class OnlineWAERecipe(WAERecipe):
         """Choose validation cells as `WAERecipe.split` does; numbers of cells become the shares that the reference has.
 
         Args:
-            split_seed: of all choices.
-            valid_cells_ratio: share of each batch.
-            mmd_cells_ratio: share of the validation cells.
-            test_cells_ratio: share of each batch that nothing is learned from.
+            split_seed: Of all choices.
+            valid_cells_ratio: Share of each batch.
+            mmd_cells_ratio: Share of the validation cells.
+            test_cells_ratio: Share of each batch that nothing is learned from.
         """
         reference = self._reference.obs["split"]
         valid, test = (

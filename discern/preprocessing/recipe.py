@@ -58,21 +58,21 @@ class WAERecipe:
 
     Args:
         params: EXPERIMENT of a parameter file, or its section "input_ds".
-        inputs: raw counts in memory, not modified: by name, or one AnnData whose obs has the column `batch`.
-        input_files: beside or in place of `inputs`: list of paths, or {path: obs column with the batch, or {"batch":
+        inputs: Raw counts in memory, not modified: by name, or one AnnData whose obs has the column `batch`.
+        input_files: Beside or in place of `inputs`: list of paths, or {path: obs column with the batch, or {"batch":
             column, "layer": name}}, see `discern.inputs.merging.Source`; by default `input_ds.raw_input`, if there
             are no `inputs`. As a mapping it may name `inputs` as well.
         n_jobs: CPUs to use, -1 for all.
 
     Attributes:
-        sc_raw: the cells as far as they are processed, a `DISCERNData`. X is CSR, or a dask array of CSR blocks if it
+        sc_raw: The cells as far as they are processed, a `DISCERNData`. X is CSR, or a dask array of CSR blocks if it
             does not fit into memory; raw counts, normalised by `scaling`, logged at the end of `__call__`. Its
             `batch_size` is `training.batch_size` of the parameters, but at most the number of validation cells.
-        params: the section "input_ds", validated.
+        params: The section "input_ds", validated.
 
     Raises:
-        InvalidInputError: if there is nothing to read, or it cannot be used.
-        MissingFileError: if an input is not there.
+        InvalidInputError: If there is nothing to read, or it cannot be used.
+        MissingFileError: If an input is not there.
 
     Example:
         >>> from discern.datasets import lung_cell_lines
@@ -132,7 +132,7 @@ class WAERecipe:
         """Make the recipe of an experiment and read its raw data.
 
         Args:
-            job_dir: folder of the experiment, with `parameters.json`; raw paths in it are relative to the current
+            job_dir: Folder of the experiment, with `parameters.json`; raw paths in it are relative to the current
                 folder.
         """
         (experiment,) = load_parameters(ExperimentFolder(Path(job_dir)).parameters).experiments.values()
@@ -174,11 +174,11 @@ class WAERecipe:
         Adds obs `n_genes` and var `n_cells`. Batches that lose all their cells are left out, with a warning.
 
         Args:
-            min_genes: a cell is kept if it has at least so many genes.
-            min_cells: a gene is kept if at least so many of the kept cells have it.
+            min_genes: A cell is kept if it has at least so many genes.
+            min_cells: A gene is kept if at least so many of the kept cells have it.
 
         Raises:
-            InvalidInputError: if counts are negative or not finite, or nothing is left.
+            InvalidInputError: If counts are negative or not finite, or nothing is left.
         """
         adata = self.sc_raw
         n_genes = np.zeros(adata.n_obs, dtype=np.int64)
@@ -265,10 +265,10 @@ class WAERecipe:
         Adds obs `n_counts` (totals before) and `config["scale"]["LSN"]`.
 
         Args:
-            scale: total counts wanted, LSN.
+            scale: Total counts wanted, LSN.
 
         Raises:
-            InvalidInputError: if it is not a positive number.
+            InvalidInputError: If it is not a positive number.
         """
         if not 0 < scale < math.inf:
             raise InvalidInputError(f"scale.LSN: expected a positive number, got {scale}")
@@ -291,15 +291,15 @@ class WAERecipe:
         Adds obs `split` (train, valid, test) and `for_mmd`, and the numbers of cells to `config`.
 
         Args:
-            split_seed: of all choices.
-            valid_cells_ratio: share of each batch; a whole number above 1 is the number of cells of all batches
+            split_seed: Of all choices.
+            valid_cells_ratio: Share of each batch; a whole number above 1 is the number of cells of all batches
                 together, shared out in proportion (with a warning). With 0 there are none: training uses all cells.
-            mmd_cells_ratio: share of the validation cells, drawn with the frequency of their batch and cell type.
-            test_cells_ratio: share of each batch that nothing is learned from; as `valid_cells_ratio`.
+            mmd_cells_ratio: Share of the validation cells, drawn with the frequency of their batch and cell type.
+            test_cells_ratio: Share of each batch that nothing is learned from; as `valid_cells_ratio`.
 
         Raises:
-            UnsupportedError: if an obs column name occurs twice.
-            InvalidInputError: if no cell would be left to train on or to validate with, or `mmd_cells_ratio` is not
+            UnsupportedError: If an obs column name occurs twice.
+            InvalidInputError: If no cell would be left to train on or to validate with, or `mmd_cells_ratio` is not
                 between 0 and 1.
         """
         adata = self.sc_raw
@@ -377,10 +377,10 @@ class WAERecipe:
         standardised values, as scikit-learn's arpack PCA finds them, but for their sign.
 
         Args:
-            pcs: number of components; fewer if there are not enough cells or genes.
+            pcs: Number of components; fewer if there are not enough cells or genes.
 
         Raises:
-            InvalidInputError: if it is less than 1.
+            InvalidInputError: If it is less than 1.
         """
         if pcs < 1:
             raise InvalidInputError(f"pcs: expected 1 or more principal components, got {pcs}")
@@ -414,12 +414,12 @@ class WAERecipe:
         neighbours, in the space of the principal components.
 
         Args:
-            neighbors_mmd: number of neighbours, the cell itself among them; at most half of the cells.
-            no_cells_mmd: number of cells to look at, drawn at random if there are more.
+            neighbors_mmd: Number of neighbours, the cell itself among them; at most half of the cells.
+            no_cells_mmd: Number of cells to look at, drawn at random if there are more.
 
         Raises:
-            UnknownNameError: if `projection_pca` has not been done.
-            InvalidInputError: if a number is less than 1.
+            UnknownNameError: If `projection_pca` has not been done.
+            InvalidInputError: If a number is less than 1.
         """
         for name, number in (("neighbors_mmd", neighbors_mmd), ("no_cells_mmd", no_cells_mmd)):
             if number < 1:
@@ -468,7 +468,7 @@ class WAERecipe:
         """Write the processed cells and the parameters to the folder of an experiment.
 
         Args:
-            job_dir: the folder; gets `processed_data/concatenated_data.h5ad` and, unless there is one with the same
+            job_dir: The folder; gets `processed_data/concatenated_data.h5ad` and, unless there is one with the same
                 `input_ds`, `parameters.json`.
         """
         if not self._is_logged:
@@ -502,7 +502,7 @@ class WAERecipe:
         """Write the training and validation cells as record files, for streaming.
 
         Args:
-            path: folder to write, `TF_records` of an experiment.
+            path: Folder to write, `TF_records` of an experiment.
         """
         write_records(self.sc_raw, Path(path), seed=self.params["split"]["split_seed"])
 
@@ -511,9 +511,9 @@ def read_process_serialize(job_path: str | Path, with_tfrecords: bool = True) ->
     """Process the raw data of an experiment and write what training needs.
 
     Args:
-        job_path: folder of the experiment, with `parameters.json`. Gets `processed_data/concatenated_data.h5ad` and
+        job_path: Folder of the experiment, with `parameters.json`. Gets `processed_data/concatenated_data.h5ad` and
             `TF_records/`.
-        with_tfrecords: whether to write the latter.
+        with_tfrecords: Whether to write the latter.
     """
     recipe = WAERecipe.from_path(job_path)()
     recipe.dump(job_path)

@@ -80,7 +80,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the system has against writing a file or folder into an error that names it.
 
     Raises:
-        OutputError: if there is no space, no permission and the like.
+        OutputError: If there is no space, no permission and the like.
     """
     try:
         yield
@@ -142,7 +142,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the name is kept.
 
     Raises:
-        OutputError: if there is no space, no permission and the like.
+        OutputError: If there is no space, no permission and the like.
 
     Example:
         >>> import tempfile
@@ -346,8 +346,8 @@ def open_own(path: Path, flags: int) -> int:
         flags: `os.O_RDWR`, `os.O_WRONLY | os.O_APPEND`, ...
 
     Raises:
-        InvalidInputError: if it is a link, a folder, a pipe or a device.
-        OSError: if it cannot be opened.
+        InvalidInputError: If it is a link, a folder, a pipe or a device.
+        OSError: If it cannot be opened.
     """
     refuse_link(path)
     if path.is_dir():

@@ -25,8 +25,8 @@ def clamp_cpus(wanted: int | None, what: str) -> int:
     """Return `wanted`, but never more than there are CPUs (with a warning); None: all of them.
 
     Args:
-        wanted: number of CPUs asked for.
-        what: the parameter that asks, for the message.
+        wanted: Number of CPUs asked for.
+        what: The parameter that asks, for the message.
 
     Example:
         >>> clamp_cpus(1, "n_cpus_preprocessing")
@@ -46,12 +46,12 @@ def set_gpu_and_threads(n_threads: int | None, gpus: Sequence[int] | None = None
     One in five threads, and at least one, starts operations side by side; the others work within operations.
 
     Args:
-        n_threads: threads of both pools together; 0 or None: TensorFlow's choice. With 1 each has one. More than there
+        n_threads: Threads of both pools together; 0 or None: TensorFlow's choice. With 1 each has one. More than there
             are CPUs is clamped with a warning.
-        gpus: see `start_tensorflow`.
+        gpus: See `start_tensorflow`.
 
     Raises:
-        InvalidInputError: if the number is negative.
+        InvalidInputError: If the number is negative.
     """
     if not n_threads:
         _start_tensorflow(None, gpus)
@@ -71,9 +71,9 @@ def start_tensorflow(threads: int | None, gpus: Sequence[int] | None) -> None:
     Works only before TensorFlow has run its first operation; later, what cannot be changed any more stays as it is.
 
     Args:
-        threads: threads of one operation, and operations side by side; 0 or None: TensorFlow's choice. The two are
+        threads: Threads of one operation, and operations side by side; 0 or None: TensorFlow's choice. The two are
             rarely at work at once, so that both may have all CPUs. More than there are CPUs is clamped with a warning.
-        gpus: numbers of the GPUs to use, an empty list for none, None for all. Those that this machine does not have
+        gpus: Numbers of the GPUs to use, an empty list for none, None for all. Those that this machine does not have
             are left out with a warning. Their memory is taken as needed, not as a whole.
     """
     each = clamp_cpus(threads, "parallel_pc") if threads else None

@@ -36,12 +36,12 @@ def reading(path: Path | str, problem: str, advice: str = "") -> Iterator[None]:
     Put only the reading into the block: faults of the program's own would be told as faults of the file.
 
     Args:
-        path: the file or folder.
-        problem: what is wrong then, e.g. "cannot be read as .h5ad".
-        advice: what to do.
+        path: The file or folder.
+        problem: What is wrong then, e.g. "cannot be read as .h5ad".
+        advice: What to do.
 
     Raises:
-        InvalidInputError: for every exception in the block but `UserError`, `ImportError` and `NameError`.
+        InvalidInputError: For every exception in the block but `UserError`, `ImportError` and `NameError`.
 
     Example:
         >>> with reading("cells.h5ad", "cannot be read as .h5ad", "export it again"):
@@ -104,8 +104,8 @@ def check_file(path: Path) -> None:
     """Refuse what is no ordinary file, without opening it: a named pipe would wait for ever.
 
     Raises:
-        MissingFileError: if nothing is there.
-        InvalidInputError: if it is a folder, a named pipe, a socket or a device, or out of reach.
+        MissingFileError: If nothing is there.
+        InvalidInputError: If it is a folder, a named pipe, a socket or a device, or out of reach.
     """
     _check_kind(path, stat.S_IFREG)
 
@@ -138,7 +138,7 @@ def check_tree(folder: Path) -> dict[str, int]:
     """Return the bytes of each file in a folder and its folders, by path.
 
     Raises:
-        InvalidInputError: if there is something else in it: a link, a named pipe, a device.
+        InvalidInputError: If there is something else in it: a link, a named pipe, a device.
     """
     check_folder(folder)
     sizes: dict[str, int] = {}
@@ -191,8 +191,8 @@ def open_text(path: Path) -> io.BufferedReader:
     r"""Open a text file as bytes, unpacked if it is gzipped, whatever its name; no line is longer than memory.
 
     Raises:
-        MissingFileError: if nothing is there.
-        InvalidInputError: if it is no ordinary file.
+        MissingFileError: If nothing is there.
+        InvalidInputError: If it is no ordinary file.
 
     Example:
         >>> import tempfile

@@ -90,7 +90,7 @@ def configure(verbosity: int = 0, debug: bool = False) -> None:
 
     Args:
         verbosity: -1: warnings and errors only; 0: also what DISCERN does; 1: with details; 2: other libraries as well.
-        debug: show the traceback of errors.
+        debug: Show the traceback of errors.
     """
     for handler in [*_ROOT.handlers]:
         if isinstance(handler, _Terminal):
@@ -136,7 +136,7 @@ def to_file(path: Path) -> Iterator[bool]:
         Whether there is such a file: one that cannot be written is no reason to fail, but for a warning.
 
     Raises:
-        InvalidInputError: if it is a link, a pipe or a folder, so that something else would be written to.
+        InvalidInputError: If it is a link, a pipe or a folder, so that something else would be written to.
     """
     try:
         handler = _File(path)

@@ -48,7 +48,7 @@ def check_own(folder: Path) -> None:
     """Refuse a folder that is not one that `make_own` made, or that others may have written to.
 
     Raises:
-        InvalidInputError: if it is not, with the reason.
+        InvalidInputError: If it is not, with the reason.
     """
     reason = _reason_against(folder)
     if reason:

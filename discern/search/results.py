@@ -40,9 +40,9 @@ class Outcome:
     Attributes:
         trial: Ray's name of the trial, also of its folder.
         status: "finished", "unfinished" (the search was interrupted), "diverged" or "failed".
-        parameters: the drawn values by the dotted path of the parameter.
-        metrics: the figures of its last step, see `discern.search.trial.Trial`; empty if there was none.
-        error: the last line of the exception that ended it.
+        parameters: The drawn values by the dotted path of the parameter.
+        metrics: The figures of its last step, see `discern.search.trial.Trial`; empty if there was none.
+        error: The last line of the exception that ended it.
     """
 
     trial: str
@@ -102,17 +102,17 @@ def write_report(
 
     Args:
         folder: EXPERIMENTS_DIR/NAME.
-        experiment: its parameters.
-        experiments_dir: as it stands in the parameter file.
-        outcomes: the trials.
-        metric: the figure that tells the best.
+        experiment: Its parameters.
+        experiments_dir: As it stands in the parameter file.
+        outcomes: The trials.
+        metric: The figure that tells the best.
         mode: "min" or "max".
 
     Returns:
         `best_parameters.json`, a parameter file for `discern train`.
 
     Raises:
-        InvalidInputError: if every trial failed or diverged; the tables are written then all the same.
+        InvalidInputError: If every trial failed or diverged; the tables are written then all the same.
     """
     chosen = best(outcomes, metric, mode)
     _write_json(

@@ -60,10 +60,10 @@ class Leaf:
     """One parameter that is searched.
 
     Attributes:
-        path: the keys that lead to it in an experiment.
-        type: today's dotted name of the distribution.
-        label: name of the parameter, unique in the file.
-        args: arguments of the distribution, in natural units.
+        path: The keys that lead to it in an experiment.
+        type: Today's dotted name of the distribution.
+        label: Name of the parameter, unique in the file.
+        args: Arguments of the distribution, in natural units.
     """
 
     path: Path_
@@ -82,10 +82,10 @@ class Plan:
     """What Ray Tune needs to know about how to search.
 
     Attributes:
-        searcher: the search algorithm; None for Ray's own random and grid search.
-        scheduler: what stops or perturbs trials; None for none.
-        param_space: distributions for random and grid search; empty where the searcher holds them.
-        max_concurrent: how many trials may run at once; None for as many as the resources allow.
+        searcher: The search algorithm; None for Ray's own random and grid search.
+        scheduler: What stops or perturbs trials; None for none.
+        param_space: Distributions for random and grid search; empty where the searcher holds them.
+        max_concurrent: How many trials may run at once; None for as many as the resources allow.
     """
 
     searcher: Searcher | None
@@ -102,7 +102,7 @@ def read_space(tree: JsonObject) -> list[Leaf]:
     bounds, not logarithms, and a step `q` is no logarithm: these stay as they are.)
 
     Args:
-        tree: a tree over the keys of an experiment with leaves {"type", "name", "args"}.
+        tree: A tree over the keys of an experiment with leaves {"type", "name", "args"}.
 
     Example:
         >>> tree = {"model": {"wae_lambda": {"type": "hyperopt.hp.lognormal", "name": "l", "args": [0, 3]}}}
@@ -157,8 +157,8 @@ def with_values(experiment: Experiment, values: JsonObject) -> Experiment:
     """Return an experiment with the values that a search has drawn.
 
     Args:
-        experiment: the one that is searched.
-        values: a tree of the values over the keys of an experiment. What stands at `model` level replaces that of
+        experiment: The one that is searched.
+        values: A tree of the values over the keys of an experiment. What stands at `model` level replaces that of
             encoder and decoder; an argument that the reconstruction loss does not take is left out.
 
     Example:
@@ -220,13 +220,13 @@ def plan(search: SearchFile, leaves: Sequence[Leaf]) -> Plan:
     """Make the searcher and the scheduler that a search file asks for.
 
     Args:
-        search: the file.
-        leaves: its search space.
+        search: The file.
+        leaves: Its search space.
 
     Raises:
-        UnsupportedError: if a package is missing (the message has the command that installs it), or a searcher cannot
+        UnsupportedError: If a package is missing (the message has the command that installs it), or a searcher cannot
             draw from one of the distributions.
-        InvalidInputError: if a class refuses its arguments.
+        InvalidInputError: If a class refuses its arguments.
     """
     metric = search.analysis.as_dict()
     given = {} if search.searcher is None else search.searcher.as_dict()

@@ -60,13 +60,13 @@ class Trial(tune.Trainable):
         """Read the cells and build the network.
 
         Args:
-            config: the drawn values.
-            folder: the processed experiment.
-            experiment: its parameters.
-            epochs_per_timestep: epochs of one step.
-            validation_batches: how many batches the cells are judged on.
-            cpus: threads to use; None for TensorFlow's choice.
-            gpu: whether Ray has given this trial a GPU.
+            config: The drawn values.
+            folder: The processed experiment.
+            experiment: Its parameters.
+            epochs_per_timestep: Epochs of one step.
+            validation_batches: How many batches the cells are judged on.
+            cpus: Threads to use; None for TensorFlow's choice.
+            gpu: Whether Ray has given this trial a GPU.
         """
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from discern.runtime.devices import start_tensorflow
@@ -126,7 +126,7 @@ class RemoveModels(tune.Callback):
     """Removes the model of a trial that has ended, unless it is the best so far: hundreds of them fill any disk.
 
     Args:
-        metric: the figure that tells the best.
+        metric: The figure that tells the best.
         mode: "min" or "max".
     """
 
@@ -163,8 +163,8 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
 
     Args:
         trained: A trained network.
-        data: the cells it was trained on, log-normalised.
-        n_batches: number of batches.
+        data: The cells it was trained on, log-normalised.
+        n_batches: Number of batches.
 
     Returns:
         `mmd` and `auc` (see `discern.mmd`) of all cells decoded to a batch against the batch's real ones, and
@@ -172,7 +172,7 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
         where a value is not finite.
 
     Raises:
-        InvalidInputError: if no batch has two cells with `for_mmd`.
+        InvalidInputError: If no batch has two cells with `for_mmd`.
     """
     import pandas as pd
     from scipy import sparse

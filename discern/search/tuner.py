@@ -49,9 +49,9 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
     an interruption are written into the experiment's folder.
 
     Args:
-        parameters: the experiments, processed. `hyperparameter_search` names the search file; where there is none by
+        parameters: The experiments, processed. `hyperparameter_search` names the search file; where there is none by
             that name (any more), its copy in the experiment's folder is taken.
-        resume: go on with the newest search of each experiment rather than starting one.
+        resume: Go on with the newest search of each experiment rather than starting one.
 
     Returns:
         For each experiment `best_parameters.json`, which `discern train` takes, or the exception that ended its search:
@@ -59,7 +59,7 @@ def optimize(parameters: Parameters, resume: bool = False) -> dict[str, Path | E
         file does not fit the experiment, or where no trial gave a model.
 
     Raises:
-        UnsupportedError: if Ray is not installed.
+        UnsupportedError: If Ray is not installed.
 
     A search is resumed only if this user has started it on this machine (see `discern.search.origin`): what Ray wrote
     for that is pickled, so that a folder from elsewhere could run any code.
