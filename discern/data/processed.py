@@ -66,8 +66,8 @@ class DISCERNData(ad.AnnData):
     Args:
         adata: The result of `WAERecipe`, or what the original program stored (dense and standardised; converted).
             It is not modified; X is shared where it already has the form above.
-        batch_size: Cells per minibatch of `tfdata`. Never more than there are validation cells (with a warning); without
-            any, never more than a tenth of the training cells.
+        batch_size: Cells per minibatch of `tfdata`. Never more than there are validation cells (with a warning);
+            without any, never more than a tenth of the training cells.
         cachefile: Folder for the record files of data that does not fit into memory and has none yet; by default a
             temporary one.
         seed: Of the order of the training cells.
