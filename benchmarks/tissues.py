@@ -451,7 +451,8 @@ def markdown(means: pd.DataFrame) -> str:
         firsts = [None, *(line[0] for line in lines)]
         for line, before in zip(lines, firsts, strict=False):
             line[0] = "" if line[0] == before and before != "---" else line[0]
-        tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        if len(lines) > 2:
+            tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(tables)
 
 
