@@ -426,6 +426,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytes
     with logs.to_file(tmp_path / "discern.log") as written:
         assert written
         (handler,) = (one for one in logging.getLogger().handlers if isinstance(one, logs._File))
+        handler.stream.close()
         handler.stream = Full()
         for _ in range(3):
             logging.getLogger("discern").warning("something")
