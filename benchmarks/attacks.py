@@ -186,6 +186,8 @@ class Lab:
             *self.experiment.rglob("*.h5"),
             *self.experiment.rglob("*.zarr"),
         ):
+            if LEFT.search(str(path.relative_to(self.runs))):  # not put in place; the next command removes it
+                continue
             try:
                 if path.suffix == ".zarr":
                     anndata.read_zarr(path)
