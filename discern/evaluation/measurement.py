@@ -49,7 +49,6 @@ from discern.metrics.latent_space import (
 )
 from discern.metrics.two_sample import auc, mmd_loss
 from discern.model.projection import EncodedCells, decoded_chunks
-from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
@@ -210,9 +209,8 @@ def _projected(
     found = {method: GroupStatistics(comparison.labels.categories, data.n_vars) for method in _DRAWN[1:]}
     target = (np.array(cells.batches) == comparison.reference).astype(np.float32)
     members = np.flatnonzero(mask)
-    chunks = decoded_chunks(trained, cells.latent[members], target)
-    for number, decoded in enumerate(chunks):
-        rows = members[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE]
+    for decoded in decoded_chunks(trained, cells.latent[members], target):
+        rows = members[decoded.rows]
         for method, chunk in (("estimated_counts", decoded.counts), ("X", decoded.sampled(cells.numbers[rows]))):
             found[method].add(chunk, comparison.labels.codes[rows])
             sample.keep(method, rows, chunk)

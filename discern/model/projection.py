@@ -86,10 +86,12 @@ class Decoded(NamedTuple):
     """Some cells, decoded; (n_chunk, n_genes) each.
 
     Attributes:
+        rows: Which of the latent codes they are of.
         counts: Estimated expression, log-normalised.
         detection: The probability that a gene is detected.
     """
 
+    rows: slice
     counts: npt.NDArray[np.float32]
     detection: npt.NDArray[np.float32]
 
@@ -114,7 +116,11 @@ def decoded_chunks(
         batch_onehot: The batches to decode as, (n_cells, n_batches), or (n_batches,) for all cells.
     """
     targets = np.broadcast_to(batch_onehot, (len(latent), batch_onehot.shape[-1]))
-    return itertools.starmap(Decoded, trained.decode(latent, targets, CHUNK_SIZE))
+    begin = 0
+    for counts, detection in trained.decode(latent, targets, CHUNK_SIZE):
+        rows = slice(begin, begin + len(counts))
+        yield Decoded(rows, counts, detection)
+        begin = rows.stop
 
 
 Trust: TypeAlias = "tuple[npt.NDArray[np.float32], dict[str, int | str]]"
@@ -227,9 +233,8 @@ def reconstruct(
     calibration = judge.calibration(*target) if intervals else None
     result = _without_matrices(cells, data, judge, target, store_sigmas)
     parts = []
-    for begin, chunk in enumerate(decoded_chunks(trained, cells.latent, batch_onehot)):
-        numbers = cells.numbers[begin * CHUNK_SIZE : (begin + 1) * CHUNK_SIZE]
-        parts.append((*chunk, chunk.sampled(numbers, seed)))
+    for chunk in decoded_chunks(trained, cells.latent, batch_onehot):
+        parts.append((chunk.counts, chunk.detection, chunk.sampled(cells.numbers[chunk.rows], seed)))
     counts, detection, sampled = (np.concatenate(part) for part in zip(*parts, strict=True))
     result.X = sampled
     result.layers["estimated_counts"] = counts
@@ -291,13 +296,12 @@ def _written_chunks(
     calibration: Calibration | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     measured = iter_blocks(data.X, CHUNK_SIZE) if "measured" in layers else itertools.repeat((None, None))
-    decoding = zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False)
-    for number, (decoded, (_, own)) in enumerate(decoding):
+    for decoded, (_, own) in zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False):
         chunk = {"estimated_counts": decoded.counts, "estimated_dropouts": decoded.detection, "measured": own}
         if calibration is not None:
-            chunk |= zip(INTERVALS, calibration.interval(*decoded), strict=True)
+            chunk |= zip(INTERVALS, calibration.interval(decoded.counts, decoded.detection), strict=True)
         if "X" in layers:
-            chunk["X"] = decoded.sampled(cells.numbers[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE], seed)
+            chunk["X"] = decoded.sampled(cells.numbers[decoded.rows], seed)
         yield {layer: chunk[layer] for layer in layers}
 
 

@@ -181,7 +181,6 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
     from discern.data.chunks import iter_blocks
     from discern.data.scaling import cell_numbers
     from discern.model.projection import decoded_chunks
-    from discern.model.trained import CHUNK_SIZE
 
     chosen = np.flatnonzero(data.obs["for_mmd"].to_numpy(dtype=bool)) if "for_mmd" in data.obs else np.empty(0, int)
     batch = data.obs["batch"].iloc[chosen]
@@ -200,11 +199,7 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
     found: dict[str, list[float]] = {name: [] for name in CELL_METRICS}
     for target in targets:
         label = np_one_hot(pd.Categorical([target], categories=batch.cat.categories))
-        decoded = decoded_chunks(trained, latent, label)
-        chunks = [
-            space.project(chunk.sampled(numbers[number * CHUNK_SIZE : (number + 1) * CHUNK_SIZE]))
-            for number, chunk in enumerate(decoded)
-        ]
+        chunks = [space.project(chunk.sampled(numbers[chunk.rows])) for chunk in decoded_chunks(trained, latent, label)]
         projected, own = np.concatenate(chunks), (batch == target).to_numpy()
         if not np.isfinite(projected).all():
             return dict.fromkeys(CELL_METRICS, math.inf)
