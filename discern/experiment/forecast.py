@@ -17,12 +17,11 @@ from discern.data.chunks import memory_budget
 from discern.data.containers import open_hdf5
 from discern.data.epochs import cells_of_step, number_of_epochs
 from discern.data.structure import check_format
-from discern.errors import InvalidInputError, MissingFileError
+from discern.errors import MissingFileError
 from discern.experiment.folder import require_model
 from discern.experiment.init import epochs_trained, size_on_disk, size_text
 from discern.experiment.process import check_inputs
 from discern.folder.layout import ExperimentFolder
-from discern.inputs.readers import dataset_name
 from discern.model.targets import OutputFormat, projection_targets
 from discern.networks.capacity import count_weights
 from discern.runtime.devices import available_cpus
@@ -187,20 +186,18 @@ def of_new_cells(parameters: Parameters, name: str, new: NewInput, wanted: Wante
             "makes", f"{folder.seen_cells}, for which the experiment's own {len(cells.obs):,} cells are encoded"
         )
     weights = _weights(parameters.experiments[name].model, cells)
-    place = new.output or folder.projected / dataset_name(new.file)
-    yield from _new_cells(new, files, place, wanted, cells.n_genes, 4.0 * weights)
+    yield from _new_cells(new, files, new.place(folder), wanted, cells.n_genes, 4.0 * weights)
 
 
 def of_model(file: Path, new: NewInput, wanted: Wanted) -> Iterator[str]:
     """Say what `discern project --model` would do; loads TensorFlow. See `of_new_cells`."""
     from discern.model import exported
 
-    if new.output is None:
-        raise InvalidInputError("--model: expected --output as well, the folder for the results")
+    place = new.place(None)
     model = exported.read(file)
     files = wanted.targets(model.known.batches)
     yield _line("reads", f"{file}, {size_text(size_on_disk(file))}: the model")
-    yield from _new_cells(new, files, new.output, wanted, len(model.known.genes), size_on_disk(file))
+    yield from _new_cells(new, files, place, wanted, len(model.known.genes), size_on_disk(file))
 
 
 def _new_cells(

@@ -12,7 +12,7 @@ from discern.experiment.folder import load_experiment, open_experiment, require_
 from discern.folder.layout import ExperimentFolder
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source
-from discern.inputs.readers import dataset_name, read_raw_input
+from discern.inputs.readers import read_raw_input
 from discern.model import exported
 from discern.model.known import NewCells, genes_of_experiment, of_experiment
 from discern.model.projection import EncodedCells, project
@@ -60,25 +60,26 @@ def project_new_cells(exp_folder: Path, new: NewInput, wanted: Wanted) -> list[P
     known = of_experiment(
         exp_folder, model.trained, _references(targets), lambda: load_experiment(exp_folder, None, batch_size=1)
     )
-    return _write(model, known, recipe, targets, new.output or _folder(exp_folder, new), wanted)
+    return _write(model, known, recipe, targets, _unlinked(new, exp_folder), wanted)
 
 
 def project_with_model(file: Path, new: NewInput, wanted: Wanted) -> list[Path]:
     """Project new cells with a model that `discern export` wrote; see `project_new_cells`."""
-    if new.output is None:
-        raise InvalidInputError("--model: expected --output as well, the folder for the results")
+    place = new.place(None)
     model = exported.read(file)
     start_tensorflow(None, None)
     targets = wanted.targets(model.known.batches)
     recipe = read_new_cells(new, model.known, model.parameters)
-    return _write(exported.estimator(model), model.known, recipe, targets, new.output, wanted)
+    return _write(exported.estimator(model), model.known, recipe, targets, place, wanted)
 
 
-def _folder(exp_folder: Path, new: NewInput) -> Path:
-    folder = ExperimentFolder(exp_folder).projected / dataset_name(new.file)
-    refuse_link(folder.parent)
-    refuse_link(folder)
-    return folder
+def _unlinked(new: NewInput, exp_folder: Path) -> Path:
+    """Return the folder of the results; within an experiment it must not be a link."""
+    place = new.place(ExperimentFolder(exp_folder))
+    if new.output is None:
+        refuse_link(place.parent)
+        refuse_link(place)
+    return place
 
 
 def _references(targets: Mapping[str, tuple[str | None, str | None]]) -> list[str | None]:

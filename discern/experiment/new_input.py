@@ -9,11 +9,14 @@ import pandas as pd
 
 from discern.data.annotation import parse_metadata
 from discern.errors import InvalidInputError
+from discern.inputs.readers import dataset_name
 from discern.model.targets import OutputFormat, projection_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from discern.folder.layout import ExperimentFolder
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ class NewInput:
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch_column is not None:
             raise InvalidInputError("--batch and --batch-column: expected one of them")
+
+    def place(self, experiment: ExperimentFolder | None) -> Path:
+        """Return the folder of the results.
+
+        Args:
+            experiment: That whose model is used; None for a model that was given away.
+
+        Raises:
+            InvalidInputError: If there is neither `output` nor an experiment.
+        """
+        if self.output is not None:
+            return self.output
+        if experiment is None:
+            raise InvalidInputError("--model: expected --output as well, the folder for the results")
+        return experiment.projected / dataset_name(self.file)
 
 
 @dataclass(frozen=True)
