@@ -42,6 +42,8 @@ from discern.errors import UnknownNameError
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
 
+Precision = Literal["float32", "mixed_bfloat16"]
+
 
 class Section(BaseModel):
     """Part of a file: strict types, no unknown keys; values do not change.
@@ -436,7 +438,7 @@ class Training(Section):
         ),
         description="The optimiser.",
     )
-    precision: Literal["float32", "mixed_bfloat16"] | None = Field(
+    precision: Precision | None = Field(
         default=None, description='`"mixed_bfloat16"` computes layers in half precision.'
     )
     distribute: Literal["none", "mirrored"] | None = Field(

@@ -8,7 +8,7 @@ import logging
 import numbers
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from discern.config.reading import check_experiment, load_parameters, parse_experiment
-from discern.config.schema import Model, Training
+from discern.config.schema import Model, Precision, Side, Training
 from discern.data.processed import DISCERNData
 from discern.errors import InvalidInputError, MissingFileError, NotBuiltError, UnknownNameError, nearest
 from discern.folder import layout
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "mixed_bfloat16")
-_OF_SIDE = ("layers", "norm_type", "regularization", "conditional_regularization")
+_PRECISIONS = get_args(Precision)
+_OF_SIDE = tuple(Side.model_fields)
 _MODEL = Model()  # the published defaults
 _OF_TRAINING = ("optimizer", "precision", "seed", "distribute", "thin_counts")
 
@@ -314,8 +314,8 @@ class DISCERN:
 
     def _network(self, n_genes: int, n_labels: int, n_training_cells: float) -> WAE:
         _check_positive("latent_dim", self.latent_dim, whole=True)
-        if self.precision not in PRECISIONS:
-            raise InvalidInputError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.precision not in _PRECISIONS:
+            raise InvalidInputError(f"precision: expected {' or '.join(_PRECISIONS)}, got {self.precision!r}")
         encoder, decoder = self.encoder_config["layers"], self.decoder_config["layers"]
         check_network_fits(encoder, decoder, self.latent_dim, n_genes, n_labels)
         if self.seed is not None:
