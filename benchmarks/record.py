@@ -7,6 +7,8 @@ import datetime
 import json
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: str) -> None:
+def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: str | None = None) -> None:
     """Add rows to a file of results; a row that is there is replaced.
 
     Args:
         path: The `.json` file, a mapping from the name of a row to its figures.
         rows: Name of a row -> name of a figure -> the figure.
-        command: What prints them again, from the root of the repository.
+        command: What prints them again, from the root of the repository; that of this process, if not given.
     """
+    if command is None:
+        words = [word for word in sys.argv[1:] if word not in ("--results", str(path), f"--results={path}")]
+        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     there = json.loads(path.read_text()) if path.exists() else {}
     about = {"command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)

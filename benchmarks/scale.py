@@ -2,7 +2,7 @@ r"""Measure time and memory of the commands on generated cells.
 
     python benchmarks/scale.py 20000 --density 0.18 --steps process train project --epochs 1
     python benchmarks/scale.py 10000 30000 100000 --density 0.09 --steps process train project --stop-after 300 \
-        --model scale/experiments/cells-20000-0.18/job --layers X
+        --model scale/experiments/cells-20000-0.18/job --layers X --results benchmarks/results/scale.json
 
 Generates the cells once (see `generate_cells.py`), runs each command as a user would, in a process of its own, and
 prints seconds, CPU seconds and the peak of resident memory of the process and its children together. A training of
@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from record import record
 
 _POLL_SECONDS = 0.25
 _INTERRUPTED = 130
@@ -91,6 +93,14 @@ def parameters(folder: Path, cells: Path, epochs: int) -> Path:
     return file
 
 
+def description(step: str, seconds: float, arguments: argparse.Namespace) -> str:
+    """Return what a command had to do, for a table."""
+    if step == "train":
+        stopped = arguments.stop_after is not None and seconds > arguments.stop_after
+        return f"`train`, {'interrupted' if stopped else f'epochs: {arguments.epochs}'}"
+    return f"`project`, {arguments.layers.replace(',', ', ')}" if step == "project" else f"`{step}`"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("n_cells", type=int, nargs="+")
@@ -102,6 +112,7 @@ def main() -> None:
     parser.add_argument("--layers", default="X,estimated_counts,estimated_dropouts", help="what project writes")
     parser.add_argument("--suffix", choices=["h5ad", "zarr"], default="h5ad", help="format of the cells")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the cells and the experiments")
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -122,6 +133,12 @@ def main() -> None:
             seconds, cpu, peak = measured(command, arguments.stop_after if step == "train" else None)
             rows.append(f"{n_cells:>9,} {step:<8} {seconds:>8.1f} s {cpu:>8.1f} s CPU {peak / 2**30:>7.2f} GB")
             print(rows[-1], flush=True)
+            if arguments.results:
+                what = description(step, seconds, arguments)
+                name = f"{n_cells:,} cells, {arguments.density:.0%} non-zero, {arguments.suffix}: {what}"
+                gigabytes = round(peak / 2**30, 2)
+                row = {"seconds": round(seconds, 1), "CPU seconds": round(cpu, 1), "peak memory, GB": gigabytes}
+                record(arguments.results, {name: row})
     print("\n".join(["    cells command      time      CPU time    peak memory", *rows]))
 
 

@@ -33,4 +33,6 @@ _ABOUT = ("date", "machine")
 
 
 def _shown(figure: float | str) -> str:
-    return f"{figure:,.3g}" if isinstance(figure, float) else f"{figure:,}" if isinstance(figure, int) else figure
+    if isinstance(figure, str):
+        return figure
+    return f"{figure:.3g}" if abs(figure) < 100 and isinstance(figure, float) else f"{figure:,.0f}"
