@@ -131,6 +131,8 @@ class Lab:
                 cli.cli(arguments, prog_name="discern")
             except SystemExit as end:
                 code = end.code or 0
+            for late in (signal.SIGINT, signal.SIGTERM):  # the command is over: what follows is this program's own
+                signal.signal(late, signal.SIG_IGN)
             seen = self.library.faults_seen()
             self.library.faults_arm(b"", -1, 0)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -71,6 +71,10 @@ def load_parameters(path: Path) -> Parameters:
     """
     content = read_json(path)
     with _naming(path):
+        if {"search_space", "train_spec"} & content.keys():
+            raise InvalidInputError(
+                "expected a parameter file, got a search file: an experiment names it as `hyperparameter_search`"
+            )
         if "experiments" in content or "exp_param" in content:
             parsed = _validate(ParameterFile, content)
             experiments_dir = Path(parsed.exp_param.experiments_dir)
@@ -152,6 +156,8 @@ def load_search(path: Path) -> SearchFile:
 
 def parse_search(content: Mapping[str, object]) -> SearchFile:
     """Validate the content of a hyperparameter search file; raises what `load_search` raises."""
+    if {"experiments", "input_ds"} & content.keys():
+        raise InvalidInputError("expected a search file (`train_spec`, `search_space`, ...), got a parameter file")
     search = _validate(SearchFile, content)
     _check_search_space(search.search_space, Experiment, ("search_space",))
     for key in search.search_space:

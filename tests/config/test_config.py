@@ -432,3 +432,10 @@ def test_schema_knows_every_key() -> None:
     for key in ("raw_input", "lower_label_smoothing", "n_cpus_preprocessing", "learning_decay", "experiments_dir"):
         assert f'"{key}"' in text
     assert reading.schema()["$schema"].startswith("https://json-schema.org/")
+
+
+def test_one_kind_of_file_in_place_of_the_other_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="expected a parameter file, got a search file"):
+        reading.load_parameters(ROOT / "hyperparameter_search.json")
+    with pytest.raises(InvalidInputError, match="expected a search file .* got a parameter file"):
+        reading.load_search(ROOT / "parameters.json")
