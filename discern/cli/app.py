@@ -56,8 +56,7 @@ class _OneLineErrors(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
-            with ending_cleanly():
-                code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f" (see `{context.command_path} --help`)" if context else ""
@@ -71,7 +70,8 @@ class _OneLineErrors(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         settings = ctx.ensure_object(_Settings)
         try:
-            return super().invoke(ctx)
+            with ending_cleanly():
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except KeyboardInterrupt as interruption:

@@ -27,25 +27,49 @@ class _HungUp(Terminated):
     signal_number = signal.SIGHUP
 
 
+_received: type[KeyboardInterrupt] | None = None
+
+
 @contextlib.contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), raise `Terminated` in the main thread."""
+    """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), raise `Terminated` in the main thread, as Ctrl-C does.
+
+    A library in whose midst the signal comes may make something else of that, a SystemError for example. What ends the
+    block after a signal is therefore always the signal.
+    """
+    global _received
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     former = {}
-    for kind in (Terminated, _HungUp):
-        if signal.getsignal(kind.signal_number) == signal.SIG_DFL:
-            former[kind.signal_number] = signal.signal(kind.signal_number, _raising(kind))
+    for number, kind in {
+        signal.SIGINT: KeyboardInterrupt,
+        Terminated.signal_number: Terminated,
+        _HungUp.signal_number: _HungUp,
+    }.items():
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            former[number] = signal.signal(number, _raising(kind))
     try:
         yield
+    except Exception:
+        raise_if_told_to_end()
+        raise
     finally:
+        _received = None
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def _raising(kind: type[Terminated]) -> Callable[[int, FrameType | None], NoReturn]:
+def raise_if_told_to_end() -> None:
+    """Raise what a signal in `ending_cleanly` was to raise, if there was one and something else came of it."""
+    if _received is not None:
+        raise _received
+
+
+def _raising(kind: type[KeyboardInterrupt]) -> Callable[[int, FrameType | None], NoReturn]:
     def handler(number: int, frame: FrameType | None) -> NoReturn:
+        global _received
+        _received = kind
         raise kind
 
     return handler

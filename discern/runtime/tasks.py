@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from discern.runtime import logs
-from discern.runtime.processes import as_child, end_children, run_in_child
+from discern.runtime.processes import as_child, end_children, raise_if_told_to_end, run_in_child
 from discern.runtime.progress import phase
 
 if TYPE_CHECKING:
@@ -120,8 +120,11 @@ def _begin(messages: logs.Messages, name: str, share: Share) -> None:
 
 def _outcome(call: Callable[..., _T], *arguments: object) -> _T | Exception:
     try:
-        return call(*arguments)
+        result = call(*arguments)
+        raise_if_told_to_end()
+        return result
     except BrokenProcessPool:
         return RuntimeError("its process was killed, most likely for lack of memory")
     except Exception as error:  # noqa: BLE001 (returned to the caller, who tells it)
+        raise_if_told_to_end()
         return error
