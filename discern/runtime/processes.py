@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -34,8 +35,8 @@ _received: type[KeyboardInterrupt] | None = None
 def ending_cleanly() -> Iterator[None]:
     """Let SIGTERM, and SIGHUP unless it is ignored (`nohup`), raise `Terminated` in the main thread, as Ctrl-C does.
 
-    A library in whose midst the signal comes may make something else of that, a SystemError for example. What ends the
-    block after a signal is therefore always the signal.
+    A library in whose midst the signal comes may make something else of that, a SystemError for example, or forget it:
+    what ends the block after a signal is always the signal, and a new phase of work does not begin.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():
@@ -49,6 +50,8 @@ def ending_cleanly() -> Iterator[None]:
     }.items():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             former[number] = signal.signal(number, _raising(kind))
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if what.exc_type is _received else unraisable(what)
     try:
         yield
     except Exception:
@@ -56,13 +59,14 @@ def ending_cleanly() -> Iterator[None]:
         raise
     finally:
         _received = None
+        sys.unraisablehook = unraisable
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
 def raise_if_told_to_end() -> None:
-    """Raise what a signal in `ending_cleanly` was to raise, if there was one and something else came of it."""
-    if _received is not None:
+    """Raise what a signal in `ending_cleanly` was to raise, if there was one and it did not come through."""
+    if _received is not None and threading.current_thread() is threading.main_thread():
         raise _received
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from discern.runtime.processes import raise_if_told_to_end
 from discern.runtime.text import visible
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def phase(description: str, total: float | None = None) -> Iterator[Callable[...
         ...     for _ in range(3):
         ...         advance()
     """
+    raise_if_told_to_end()
     if shows_bars() and in_notebook():
         line = _NotebookLine(description, total)
         yield line.advance

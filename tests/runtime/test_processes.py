@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from discern.runtime.processes import Terminated, ending_cleanly
+from discern.runtime.progress import phase
 from discern.runtime.tasks import Task, run_here
 
 if TYPE_CHECKING:
@@ -62,3 +63,24 @@ def test_a_signal_ends_all_tasks(forgotten: bool) -> None:
     with pytest.raises(Terminated), ending_cleanly():
         run_here(tasks)
     assert not done
+
+
+def test_a_forgotten_signal_ends_the_work_before_its_next_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 5)
+
+    began = []
+
+    def work() -> None:
+        dying = Dying()
+        del dying
+        began.append(1)
+        with phase("the next phase"):
+            began.append(2)
+
+    with pytest.raises(Terminated), ending_cleanly():
+        work()
+    assert began == [1]
+    assert "Terminated" not in capsys.readouterr().err
