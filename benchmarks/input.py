@@ -18,6 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from record import record
 
 from discern import DISCERN, DISCERNData
 from discern.config.reading import load_parameters
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--xla", action="store_true", help="compile the step, as the published parameters ask for")
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     arguments = parser.parse_args()
 
     (experiment,) = load_parameters(arguments.experiment / "parameters.json").experiments.values()
@@ -82,13 +84,20 @@ def main() -> None:
             if round_:  # the first one compiles
                 seconds[name].append(times.median())
     median = {name: float(np.median(values)) for name, values in seconds.items()}
-    print(f"step with a batch held in memory {median['held']:.3f} s, streamed {median['streamed']:.3f} s,", end=" ")
-    print(f"ratio {median['streamed'] / median['held']:.3f}")
-
     order = np.concatenate([inputs["batch_input_enc"].numpy()[:, 1] for inputs, _ in streamed])
     in_file = data.obs["batch"].cat.codes.to_numpy()[(data.obs["split"] == "train").to_numpy()]
-    print(f"spread among mini-batches, 1 is perfect: streamed {spread(order, data.batch_size):.2f},", end=" ")
-    print(f"buffer of {_BUFFER:,} cells {spread(buffered(in_file, _BUFFER), data.batch_size):.2f}")
+    rows = {
+        "step with a batch held in memory": {"seconds": median["held"]},
+        "step with streamed batches": {"seconds": median["streamed"], "ratio": median["streamed"] / median["held"]},
+        "shuffling, streamed": {"spread, 1 is perfect": spread(order, data.batch_size)},
+        f"shuffling, buffer of {_BUFFER:,} cells": {
+            "spread, 1 is perfect": spread(buffered(in_file, _BUFFER), data.batch_size)
+        },
+    }
+    for name, row in rows.items():
+        print(f"{name}:", *(f"{figure} {value:.3g}" for figure, value in row.items()))
+    if arguments.results:
+        record(arguments.results, rows)
 
 
 if __name__ == "__main__":

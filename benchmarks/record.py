@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a processor, that multiply matrices
+
 
 def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: str | None = None) -> None:
     """Add rows to a file of results; a row that is there is replaced.
@@ -39,8 +41,9 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        said = dict(line.split(":") for line in info.read_text().replace("\t", "").splitlines() if line.count(":") == 1)
+        units = [name for name in _UNITS if name in said.get("flags", "").split()]
+        cpu = " ".join([said.get("model name", cpu).strip(), *units])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = [f"Python {platform.python_version()}"]
     for name in ("tensorflow", "keras"):

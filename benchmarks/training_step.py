@@ -1,16 +1,17 @@
-"""Time of one training step beside that of its bare matrix products, in one run.
+"""Time of one training step beside that of what it is made of, in one run.
 
-    python benchmarks/training_step.py [--genes 15073] [--rounds 8] [--json FILE]
+    python benchmarks/training_step.py [--genes 15073] [--rounds 8] [--results FILE]
 
 The limit is the time of all matrix products of a forward and backward pass through the default network, and of nothing
-else. It and the variants of the step are measured in turn, so that a busy machine slows all of them: compare ratios.
+else, in the precision of the step. Beside it stand the other things that go through all weights: the optimiser's update
+and, in half precision, the casts of weights and gradients. All are measured in turn, so that a busy machine slows all
+of them: compare ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 import tensorflow as tf
+from record import record
 
 from discern.networks.autoencoder import WAE, create_decoder, create_encoder, create_model
 from discern.networks.losses import DummyLoss, HuberLoss, MaskedCrossEntropy
@@ -55,7 +57,7 @@ def training_step(genes: int, jit_compile: bool | str, dtype: str) -> Callable[[
     """The step that `fit` takes, on one batch of cells in memory."""
     model = make_model(genes, dtype)
     model.compile(
-        optimizer=RectifiedAdam(1e-3, beta_1=0.85, beta_2=0.95),
+        optimizer=make_optimizer(),
         loss={
             "decoder_counts": HuberLoss(delta=9.0),
             "decoder_dropouts": MaskedCrossEntropy(np.full(genes, -0.5), lower_label_smoothing=0.1),
@@ -84,6 +86,35 @@ def training_step(genes: int, jit_compile: bool | str, dtype: str) -> Callable[[
     return step
 
 
+def update(genes: int) -> Callable[[], None]:
+    """The optimiser's update of all weights."""
+    weights, optimizer = make_model(genes, "float32").trainable_variables, make_optimizer()
+    optimizer.build(weights)
+    gradients = [tf.ones_like(weight.value) for weight in weights]
+
+    @tf.function
+    def apply() -> None:
+        optimizer.apply(gradients, weights)
+
+    return apply
+
+
+def casts(genes: int) -> Callable[[], None]:
+    """All weights to half precision, and as many gradients back."""
+    weights = [weight.value for weight in make_model(genes, "float32").trainable_variables]
+    gradients = [tf.cast(weight, tf.bfloat16) for weight in weights]
+
+    @tf.function
+    def cast(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.cast(weight, tf.bfloat16) for weight in weights] + [tf.cast(one, tf.float32) for one in gradients]
+
+    return lambda: cast(gradients)[-1].numpy()
+
+
+def make_optimizer() -> RectifiedAdam:
+    return RectifiedAdam(1e-3, beta_1=0.85, beta_2=0.95)
+
+
 def make_model(genes: int, dtype: str) -> WAE:
     norms = ["conditionallayernorm"] * len(LAYERS)
     encoder = create_encoder(LATENT, LAYERS, norms, "mish", genes, LABELS, 0.4, dtype=dtype)
@@ -109,23 +140,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--genes", type=int, default=15073)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
+    genes = arguments.genes
     functions = {
-        "products": matrix_products(arguments.genes, tf.float32, jit_compile=False),
-        "products, XLA": matrix_products(arguments.genes, tf.float32, jit_compile=True),
-        "step": training_step(arguments.genes, jit_compile="auto", dtype="float32"),
-        "step, all in XLA": training_step(arguments.genes, jit_compile=True, dtype="float32"),
-        "step, mixed_bfloat16": training_step(arguments.genes, jit_compile="auto", dtype="mixed_bfloat16"),
+        "products": matrix_products(genes, tf.float32, jit_compile=False),
+        "products, XLA": matrix_products(genes, tf.float32, jit_compile=True),
+        "products, bfloat16": matrix_products(genes, tf.bfloat16, jit_compile=False),
+        "RectifiedAdam": update(genes),
+        "casts to bfloat16 and back": casts(genes),
+        "step": training_step(genes, jit_compile="auto", dtype="float32"),
+        "step, all in XLA": training_step(genes, jit_compile=True, dtype="float32"),
+        "step, mixed_bfloat16": training_step(genes, jit_compile="auto", dtype="mixed_bfloat16"),
     }
     medians = measure(functions, arguments.rounds)
-    limit = min(medians["products"], medians["products, XLA"])
-    print(f"{'':24}{'ms':>8}{'limit / it':>12}{'step / it':>12}")
+    limits = dict.fromkeys(functions, min(medians["products"], medians["products, XLA"]))
+    limits["step, mixed_bfloat16"] = medians["products, bfloat16"]
+    print(f"{'':28}{'ms':>8}{'it / step':>12}{'limit / it':>12}")
     for name, seconds in medians.items():
-        print(f"{name:24}{1000 * seconds:8.0f}{limit / seconds:12.2f}{medians['step'] / seconds:12.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(medians, indent=1))
+        row = {"ms": round(1000 * seconds), "it / step": round(seconds / medians["step"], 3)}
+        if name.startswith("step"):
+            row["limit / it"] = round(limits[name] / seconds, 3)
+        print(f"{name:28}{row['ms']:8}{row['it / step']:12.2f}{row.get('limit / it', ''):>12}")
+        if arguments.results:
+            record(arguments.results, {name: row})
 
 
 if __name__ == "__main__":
