@@ -8,7 +8,7 @@ command prints one table, a row as soon as it is known:
     python benchmarks/quality.py pairs                   # other batches: thinned, three, unequal, few and many cells
     python benchmarks/quality.py leave-out --seeds 0 1 2 # one line missing in CEL-seq2: is it kept, and flagged?
     python benchmarks/quality.py variation               # does what varies within a line survive?
-    python benchmarks/quality.py precision               # the demo in float32 and in bfloat16
+    python benchmarks/quality.py precision               # the demo in each precision
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import copy
 import itertools
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,6 +30,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from discern.config.reading import parse_experiment
+from discern.config.schema import Precision
 from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.datasets import lung_cell_lines
@@ -362,7 +363,7 @@ def precision(seeds: list[int], _: Recipes) -> None:
     lines = cells.obs["celltype"].to_numpy()
     truth = GroupStatistics.of(log_normalise(cells.X[of_reference]), lines[of_reference])
     demo = merged(PRESET, {"input_ds": {"split": {"test_cells": 0.2}}})
-    for name in ("float32", "mixed_bfloat16"):
+    for name in get_args(Precision):
         experiment = merged(demo, {"training": {"precision": name}})
         average(name, [measure(f"{name}, seed {seed}", cells, truth, experiment, seed) for seed in seeds])
 

@@ -183,7 +183,7 @@ def test_page_of_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     text = (tmp_path / "parameters.md").read_text()
     assert "| `min_genes` | whole number ≥ 0 | `400` | A cell is kept if" in text
-    assert '| `precision` | `"float32"`, `"mixed_bfloat16"` | absent |' in text
+    assert '| `precision` | `"float32"`, `"mixed_bfloat16"`, `"auto"` | absent |' in text
 
 
 # --- where users go next ---------------------------------------------------------------------------------------------

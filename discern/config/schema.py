@@ -42,7 +42,8 @@ from discern.errors import UnknownNameError
 
 _SIDED = ("layers", "norm_type", "regularization", "conditional_regularization")
 
-Precision = Literal["float32", "mixed_bfloat16"]
+LayerPrecision = Literal["float32", "mixed_bfloat16"]
+Precision = Literal[LayerPrecision, "auto"]
 
 
 class Section(BaseModel):
@@ -439,7 +440,9 @@ class Training(Section):
         description="The optimiser.",
     )
     precision: Precision | None = Field(
-        default=None, description='`"mixed_bfloat16"` computes layers in half precision.'
+        default=None,
+        description='`"mixed_bfloat16"` computes layers in half precision; `"auto"` does where that is faster: it is '
+        "measured when a training begins, and what was picked stays with the model.",
     )
     distribute: Literal["none", "mirrored"] | None = Field(
         default=None, description='`"mirrored"` shares each batch among all GPUs of the machine.'

@@ -179,6 +179,7 @@ def train_further(
     """
     training = experiment.training
     model = DISCERN.from_experiment(experiment)
+    model.precision = trained.trained.network.precision
     model.begin(cells)
     with model.strategy.scope():
         update_model(trained.wae_model, model.wae_model, freeze)

@@ -10,13 +10,14 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import h5py
 import numpy as np
 from anndata.io import read_elem
 
 from discern.config.reading import load_parameters
+from discern.config.schema import LayerPrecision
 from discern.data.containers import open_hdf5
 from discern.data.scaling import parse_mean_var
 from discern.data.structure import check_finite, check_format, number, whole_number
@@ -121,6 +122,7 @@ def write_network(handle: h5py.File, trained: TrainedNetwork) -> None:
     handle.attrs["n_genes"] = trained.n_genes
     handle.attrs["n_labels"] = trained.n_batches
     handle.attrs["total_number_cells"] = trained.network.total_number_cells
+    handle.attrs["precision"] = trained.network.precision
     for variable in trained.network.weights:
         handle[f"weights/{variable.path}"] = variable.numpy()
     if trained.scaling is not None:
@@ -201,6 +203,7 @@ def read_model_file(path: Path) -> ModelFile:
             genes=_names(handle, "genes"),
             batches=_names(handle, "batches"),
             scaling=_scaling(handle),
+            precision=handle.attrs.get("precision", ModelFile.precision),
         )
         _check_description(found, handle)
         return found
@@ -228,6 +231,9 @@ def _check_description(found: ModelFile, handle: h5py.File) -> None:
         values += part.size if isinstance(part, h5py.Dataset) and part.size else 0
 
     handle.visititems(count)
+    if found.precision not in get_args(LayerPrecision):
+        known = " or ".join(get_args(LayerPrecision))
+        raise ValueError(f"precision is {visible(str(found.precision), 60)}, expected {known}")
     for name, size in {"n_genes": found.n_genes, "n_labels": found.n_labels}.items():
         if size > values:
             raise ValueError(f"{name} is {size}, but the file holds {values} numbers only")

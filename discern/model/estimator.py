@@ -27,6 +27,7 @@ from discern.model.trained import TrainedNetwork
 from discern.model.training import Metrics, check_enough, fit
 from discern.networks import autoencoder, losses, optimizers
 from discern.networks.capacity import check_network_fits
+from discern.networks.precision import faster_precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class DISCERN:
         optimizer: `algorithm` and its arguments, optionally `learning_decay` and `Lookahead`.
         output_lsn: Counts per cell to which the data was normalised; for the output functions that need it.
         xla: Whether the training step is compiled with XLA.
-        precision: "float32" or "mixed_bfloat16".
+        precision: "float32", "mixed_bfloat16", or "auto" for what is faster here; a restored model keeps its own then.
         seed: Seed of initial weights and of the noise in training; None for a fresh one each time.
         distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
         weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
@@ -312,12 +313,15 @@ class DISCERN:
         except TypeError:
             return None
 
-    def _network(self, n_genes: int, n_labels: int, n_training_cells: float) -> WAE:
+    def _network(self, n_genes: int, n_labels: int, n_training_cells: float, trained_in: str | None = None) -> WAE:
         _check_positive("latent_dim", self.latent_dim, whole=True)
         if self.precision not in _PRECISIONS:
             raise InvalidInputError(f"precision: expected {' or '.join(_PRECISIONS)}, got {self.precision!r}")
         encoder, decoder = self.encoder_config["layers"], self.decoder_config["layers"]
         check_network_fits(encoder, decoder, self.latent_dim, n_genes, n_labels)
+        precision = self.precision
+        if precision == "auto":
+            precision = trained_in or faster_precision(n_genes, max(encoder[:1] + decoder[-1:], default=1))
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         with self.strategy.scope():
@@ -332,7 +336,7 @@ class DISCERN:
                 output_fn=self.output_fn,
                 output_lsn=self.output_lsn,
                 compare_batches=self.weighting_batch_mmd > 0,
-                dtype=self.precision,
+                dtype=precision,
             )
 
     def get_optimizer(self) -> keras.optimizers.Optimizer:
@@ -514,7 +518,7 @@ class DISCERN:
 
     def _restore(self, path: Path, with_optimizer: bool = True) -> None:
         found = checkpoint.read_model_file(path)
-        network = self._network(found.n_genes, found.n_labels, found.total_number_cells)
+        network = self._network(found.n_genes, found.n_labels, found.total_number_cells, found.precision)
         genes, batches = (None if names is None else tuple(names) for names in (found.genes, found.batches))
         self._begin(TrainedNetwork(network, found.scaling, genes, batches, checkpoint.epochs(found)))
         with self.strategy.scope():

@@ -1,8 +1,8 @@
 """What a model file says about its model. Nothing in it is executed.
 
 Layout of ours (attribute `format_version` 2): `weights/LAYER/VARIABLE`, `optimizer/VARIABLE`, optionally `genes`,
-`batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `val_loss`,
-`experiment` (JSON).
+`batches`, `scaling/mean`, `scaling/std`; attributes `epoch`, `n_genes`, `n_labels`, `total_number_cells`, `precision`,
+`val_loss`, `experiment` (JSON).
 A checkpoint within an epoch (`unfinished_epoch.h5`) also has the attribute `step` and `metrics/NUMBER`.
 """
 
@@ -43,6 +43,7 @@ class ModelFile:
         genes: Names of the genes, if stored.
         batches: Names of the batches, if stored.
         scaling: Mean and standard deviation with which each gene was standardised, if stored.
+        precision: In which the layers compute; files that do not say it are of float32.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class ModelFile:
     genes: list[str] | None = None
     batches: list[str] | None = None
     scaling: tuple[np.ndarray, np.ndarray] | None = None
+    precision: str = "float32"
 
 
 def is_model_file(path: str | Path) -> bool:

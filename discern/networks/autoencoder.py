@@ -301,6 +301,12 @@ class WAE(keras.Model):
         self.total_number_cells = total_number_cells
         self.compare_batches = compare_batches
 
+    @property
+    def precision(self) -> str:
+        """Data type policy of the layers, "float32" or "mixed_bfloat16"."""
+        name: str = self.decoder.get_layer("counts").dtype_policy.name
+        return name
+
     def compile(self, *args: object, jit_compile: bool | str = "auto", **kwargs: object) -> None:
         """Configure training, as in Keras; the arguments are the same.
 

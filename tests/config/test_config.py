@@ -248,7 +248,12 @@ _BAD_VALUES = [
     ("training/batch_size", 1, InvalidInputError, "training.batch_size: expected 2 or more, got 1"),
     ("training/GPU", 0, InvalidInputError, "training.GPU: expected a list, got 0"),
     ("training/GPU", [-1], InvalidInputError, "training.GPU[0]: expected 0 or more, got -1"),
-    ("training/precision", "float16", InvalidInputError, "training.precision: expected 'float32' or 'mixed_bfloat16'"),
+    (
+        "training/precision",
+        "float16",
+        InvalidInputError,
+        "training.precision: expected 'float32', 'mixed_bfloat16' or 'auto'",
+    ),
     ("training/early_stopping/patiens", 3, UnknownNameError, "unknown key (did you mean 'patience'?)"),
     ("training/optimizer/learning_rat", 1, UnknownNameError, "unknown argument 'learning_rat' (did you mean 'learning"),
     ("training/optimizer/algorithm", "os.system", InvalidInputError, "optimizer.algorithm: 'os.system' is refused"),
