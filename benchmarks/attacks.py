@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anndata as ad
 from record import record
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class Lab:
 def commands(lab: Lab) -> dict[str, tuple[str, list[str]]]:
     """Return each command with the state that it starts from."""
     one, two, new = lab.parameters(), lab.parameters(2), str(lab.root / "new.h5ad")
+    other = str(lab.root / "other.h5ad")
     return {
         "process": ("nothing", ["process", one]),
         "process --force": ("all", ["process", "--force", one]),
@@ -218,7 +220,7 @@ def commands(lab: Lab) -> dict[str, tuple[str, list[str]]]:
         "project --input": ("all", ["project", "--input", new, "--batch", "dropseq", "--reference", "celseq2", one]),
         "export": ("all", ["export", str(lab.experiment), str(lab.runs / "model.discern")]),
         "evaluate": ("all", ["evaluate", one]),
-        "onlinetraining": ("trained", ["onlinetraining", "--freeze", "--filename", new, one]),
+        "onlinetraining": ("trained", ["onlinetraining", "--freeze", "--filename", other, one]),
     }
 
 
@@ -237,6 +239,9 @@ def build(lab: Lab) -> None:
         ],
     }
     shutil.copyfile(RAW / "dropseq.h5ad", lab.root / "new.h5ad")
+    other = ad.read_h5ad(RAW / "dropseq.h5ad")
+    other.obs["batch"] = "another"
+    other.write_h5ad(lab.root / "other.h5ad")
     for state, todo in steps.items():
         for arguments in todo:
             outcome = lab.run(arguments)
