@@ -330,10 +330,9 @@ class Reconstructor:
         CheckMetaData(known_batches).check(("batch", reference))
         known = self._known(reference or None)
         data = recipe().sc_raw
-        cells = EncodedCells.of(self.estimator.trained, data)
-        judge = NewCells(known, cells, recipe.own_batch)
-        seed = self.estimator.seed or 0
-        return decode(self.estimator.trained, data, cells, judge, target, seed, store_sigmas, intervals)
+        trained, seed = self.estimator.trained, self._experiment.training.seed or 0
+        judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch)
+        return decode(trained, data, judge, target, seed, store_sigmas, intervals)
 
     def _known(self, reference: str | None) -> Known:
         """Return what is known of the cells that the model has seen, of a batch or of all."""
@@ -341,7 +340,7 @@ class Reconstructor:
             return self._of_file
         estimator, data = self._fitted()
         if reference not in self._seen:
-            own = OwnCells(estimator.trained, EncodedCells.of(estimator.trained, data), data)
+            own = OwnCells.of(estimator.trained, data)
             self._seen[reference] = SeenCells.of(own, reference)
         return Known(data.var, data.uns, self._seen)
 
@@ -447,7 +446,7 @@ class Reconstructor:
         model = cls()
         model._experiment, model._of_file = found.parameters, found.known
         start_tensorflow(None, None)
-        model.estimator = exported.estimator(found)
+        model.estimator = DISCERN.from_experiment(found.parameters, exported.network(found))
         return model
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from discern.data.chunks import Undo
+    from discern.data.scaling import Scaling
     from discern.data.structure import Findings
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class DISCERNData(ad.AnnData):
                 "expected processed cells, these have no uns['DISCERN']; run `discern process` on them"
             )
         with reading("processed cells", "cannot be used", "run `discern process` again"):
-            _check_processed(adata)
+            _check_parts_of(adata)
         in_progress = isinstance(adata, DISCERNData) and adata._in_progress
         super().__init__(_log_normalised(adata))
         self._order_batches()
@@ -203,7 +204,7 @@ class DISCERNData(ad.AnnData):
             )
 
     @property
-    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+    def scaling(self) -> Scaling:
         """Mean and standard deviation of each gene, float32 of shape (n_genes,); 0 and 1 without `fixed_scaling`."""
         return parse_mean_var(self.var, self.uns.get("fixed_scaling"))
 
@@ -362,7 +363,20 @@ def _labels(adata: ad.AnnData) -> pd.Categorical:
     return pd.Categorical(batch.astype(str), categories=names)
 
 
-def _check_processed(adata: ad.AnnData) -> None:
+def check_processed(data: object) -> None:
+    """Raise InvalidInputError unless these are log-normalised cells that the network takes."""
+    if not isinstance(data, DISCERNData):
+        raise InvalidInputError(
+            f"expected processed cells as DISCERNData, got {type(data).__name__}: write DISCERNData(cells, batch_size) "
+            "with the result of WAERecipe, or use discern.reconstruct for raw counts"
+        )
+    if not data.is_logged:
+        raise InvalidInputError(
+            "these cells are not log-normalised: call the recipe, or after its scaling scanpy.pp.log1p(recipe.sc_raw)"
+        )
+
+
+def _check_parts_of(adata: ad.AnnData) -> None:
     """Raise unless processed cells have what all that is done with them relies on."""
     config = adata.uns["DISCERN"]
     check_format(adata.uns)

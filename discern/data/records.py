@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from scipy import sparse
 
+    from discern.data.scaling import Scaling
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -119,7 +121,7 @@ class TFRecordsWriter:
         out_dir: str | Path,
         seed: int = 0,
         stamp: Mapping[str, object] | None = None,
-        scaling: tuple[np.ndarray, np.ndarray] | None = None,
+        scaling: Scaling | None = None,
     ):
         self.out_dir = str(out_dir)
         self._folder = Path(out_dir)
@@ -352,7 +354,7 @@ def _meta_of(folder: Path) -> Mapping[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _scaling_of(folder: Path, n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+def _scaling_of(folder: Path, n_genes: int) -> Scaling:
     """Return mean and standard deviation of each gene; 0 and 1 if the folder does not tell."""
     file = folder / _SCALING
     if not file.is_file():

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     from discern.data.chunks import Matrix
 
+Scaling: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation of each gene, float32 (n_genes,) each."""
 
-def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, object] | None) -> tuple[np.ndarray, np.ndarray]:
+
+def parse_mean_var(features: pd.DataFrame, scalings: Mapping[str, object] | None) -> Scaling:
     """Return the mean and the standard deviation that each gene is standardised with.
 
     Args:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from discern.config.schema import Experiment
     from discern.experiment.new_input import NewInput, Wanted
-    from discern.model.estimator import DISCERN
     from discern.model.known import Known
+    from discern.model.trained import TrainedNetwork
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def project_new_cells(exp_folder: Path, new: NewInput, wanted: Wanted) -> list[P
     known = of_experiment(
         exp_folder, model.trained, _references(targets), lambda: load_experiment(exp_folder, None, batch_size=1)
     )
-    return _write(model, known, recipe, targets, _unlinked(new, exp_folder), wanted)
+    return _write(model.trained, experiment, known, recipe, targets, _unlinked(new, exp_folder), wanted)
 
 
 def project_with_model(file: Path, new: NewInput, wanted: Wanted) -> list[Path]:
@@ -70,7 +70,7 @@ def project_with_model(file: Path, new: NewInput, wanted: Wanted) -> list[Path]:
     start_tensorflow(None, None)
     targets = wanted.targets(model.known.batches)
     recipe = read_new_cells(new, model.known, model.parameters)
-    return _write(exported.estimator(model), model.known, recipe, targets, place, wanted)
+    return _write(exported.network(model), model.parameters, model.known, recipe, targets, place, wanted)
 
 
 def _unlinked(new: NewInput, exp_folder: Path) -> Path:
@@ -112,7 +112,8 @@ def _read(path: Path, genes: Collection[str]) -> ad.AnnData:
 
 
 def _write(
-    model: DISCERN,
+    trained: TrainedNetwork,
+    experiment: Experiment,
     known: Known,
     recipe: ProjectionRecipe,
     targets: Mapping[str, tuple[str | None, str | None]],
@@ -120,8 +121,6 @@ def _write(
     wanted: Wanted,
 ) -> list[Path]:
     data = recipe().sc_raw
-    cells = EncodedCells.of(model.trained, data)
-    judge = NewCells(known, cells, recipe.own_batch)
-    return project(
-        model.trained, data, cells, judge, targets, folder, wanted.output, model.seed or 0, wanted.store_sigmas
-    )
+    judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch)
+    seed = experiment.training.seed or 0
+    return project(trained, data, judge, targets, folder, wanted.output, seed, wanted.store_sigmas)

@@ -177,17 +177,17 @@ def train_further(
     Raises:
         InvalidInputError: If with `freeze` nothing would be trained, or the training diverges.
     """
-    training = experiment.training
-    model = DISCERN.from_experiment(experiment)
-    model.precision = trained.trained.network.precision
-    model.begin(cells)
-    with model.strategy.scope():
-        update_model(trained.wae_model, model.wae_model, freeze)
+    training = experiment.training.model_copy(update={"precision": trained.trained.network.precision})
+    model = DISCERN.from_experiment(experiment.model_copy(update={"training": training}))
+    model.prepare(cells)
+    network = model.trained.network
+    with network.distribute_strategy.scope():
+        update_model(trained.trained.network, network, freeze)
         if freeze and not model.encoder.trainable_variables and not model.decoder.trainable_variables:
             raise InvalidInputError(f"with --freeze nothing would be trained: {_why_frozen(trained, model)}")
         model.compile(model.get_optimizer())
         if not freeze:
-            _take_over_state(trained.wae_model, model.wae_model)
+            _take_over_state(trained.trained.network, network)
     _LOGGER.info(
         "training on %d cells of %s%s",
         cells.config["total_train_count"],

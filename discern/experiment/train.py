@@ -53,12 +53,13 @@ def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Pa
     epochs = number_of_epochs(training, data.obs)
     job = ExperimentFolder(exp_folder).job
 
-    from discern.model.checkpoint import find_unfinished
+    from discern.model.restoring import find_unfinished
 
     if has_model(exp_folder) or find_unfinished(job):
         model.resume(job)
         model.prepare(data)
-        within = f", within the next one after step {model.begun.step}" if model.begun else ""
+        begun = model.trained.begun
+        within = f", within the next one after step {begun.step}" if begun else ""
         _LOGGER.info("%s: going on with the model of epoch %d%s", exp_folder.name, model.start_step, within)
         if model.start_step >= epochs:
             _LOGGER.warning(

@@ -18,7 +18,7 @@ import tensorflow as tf
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.folder.layout import UNFINISHED, ExperimentFolder
 from discern.model import history
-from discern.model.checkpoint import Begun, save, save_unfinished
+from discern.model.checkpoint import save, save_unfinished
 from discern.model.model_file import is_model_file
 from discern.model.visualisation import VisualisationCallback
 from discern.runtime import progress
@@ -224,7 +224,7 @@ class Checkpoint(keras.callbacks.Callback):
     """Write the model to `job/last_model.h5` after every epoch, and keep the one of lowest validation loss.
 
     In a long epoch, the model as it is goes to `job/unfinished_epoch.h5` every now and then. A training that goes on
-    from there (`DISCERN.resume`) does the steps that are left of that epoch; they shuffle the cells anew, so some are
+    from there (`restoring.resume`) does the steps that are left of that epoch; they shuffle the cells anew, so some are
     seen twice in it and others not. The losses of the epoch are those of all its steps.
 
     The losses of all epochs are written to `job/history.json`.
@@ -232,20 +232,16 @@ class Checkpoint(keras.callbacks.Callback):
     A model whose loss is not finite is not written, so that the last good one stays.
 
     Args:
-        trained: The network that is trained.
+        trained: The network that is trained; `begun` says what an earlier run did of its next epoch.
         directory: The experiment's `job` folder; or a model file, which is written after every epoch only.
-        begun: How far the network is in the next epoch, if an earlier run did a part of it.
-        interval: Seconds between two checkpoints within an epoch; None for ten minutes.
+        interval: Seconds between two checkpoints within an epoch.
     """
 
-    def __init__(
-        self, trained: TrainedNetwork, directory: Path, begun: Begun | None = None, interval: float | None = None
-    ) -> None:
+    def __init__(self, trained: TrainedNetwork, directory: Path, interval: float = SECONDS_BETWEEN_CHECKPOINTS) -> None:
         super().__init__()
         self.trained = trained
         self.directory = directory
-        self.begun = begun
-        self.interval = SECONDS_BETWEEN_CHECKPOINTS if interval is None else interval
+        self.interval = interval
         self._epoch = self._before = 0
         self._is_rest = False
         self._is_file = is_model_file(directory)
@@ -260,14 +256,15 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Go on where an interrupted training stopped."""
         self._epoch, self._is_rest = epoch, False
-        self._before = self.begun.step if self.begun is not None and self.begun.epoch == epoch else 0
+        begun = self.trained.begun
+        self._before = begun.step if begun is not None and begun.epoch == epoch else 0
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write the model if it is time; end an epoch of which an earlier run did a part."""
         done, steps = self._before + batch + 1, self.params.get("steps")
-        if self._before and batch == 0 and self.begun is not None:
+        if self._before and batch == 0 and self.trained.begun is not None:
             with self.model.distribute_strategy.scope():
-                self.begun.add_to_metrics(self.model)
+                self.trained.begun.add_to_metrics(self.model)
         if self._before and steps and done >= steps:
             self._is_rest = self.model.stop_training = True
         elif not self._is_file and time.monotonic() - self._saved >= self.interval:

@@ -8,31 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import h5py
 import numpy as np
-from anndata.io import read_elem
 
-from discern.config.reading import load_parameters
 from discern.config.schema import LayerPrecision
-from discern.data.containers import open_hdf5
-from discern.data.scaling import parse_mean_var
-from discern.data.structure import check_finite, check_format, number, whole_number
-from discern.errors import InvalidInputError, MissingFileError
+from discern.data.structure import check_finite, number, whole_number
+from discern.errors import InvalidInputError
 from discern.folder import layout
-from discern.folder.layout import ExperimentFolder
 from discern.model.legacy import original_arrays, read_original
-from discern.model.model_file import (
-    FORMAT_VERSION,
-    ModelFile,
-    find_model,
-    is_model_file,
-    open_model,
-    parameters_file,
-)
+from discern.model.model_file import FORMAT_VERSION, ModelFile, is_model_file, open_model
+from discern.model.trained import Begun
 from discern.networks.optimizers import Lookahead
 from discern.runtime import atomic
 from discern.runtime.foreign import visible
@@ -43,40 +32,14 @@ if TYPE_CHECKING:
 
     import keras
 
-    from discern.config.fields import JsonObject
+    from discern.data.scaling import Scaling
     from discern.model.trained import TrainedNetwork
     from discern.networks.autoencoder import WAE
 
 _LOGGER = logging.getLogger(__name__)
 
-
 _MOST_EPOCHS = 10_000_000
 _NOT_NEGATIVE = ("moving_variance", "velocity", "velocity_hat", "iteration")
-
-
-@dataclass(frozen=True)
-class Begun:
-    """How far a training is within an epoch.
-
-    Attributes:
-        epoch: Number of epochs before this one.
-        step: Number of its steps that are done.
-        metrics: The variables of the model's metrics, from which its losses are averaged.
-    """
-
-    epoch: int
-    step: int
-    metrics: tuple[np.ndarray, ...]
-
-    def add_to_metrics(self, model: WAE) -> None:
-        """Let the model's metrics, which are sums, go on from where they were, after its first step.
-
-        A model that has other ones starts them anew.
-        """
-        variables = model.metrics_variables
-        if [tuple(variable.shape) for variable in variables] == [values.shape for values in self.metrics]:
-            for variable, values in zip(variables, self.metrics, strict=True):
-                variable.assign(variable.numpy() + values)
 
 
 def save_model(trained: TrainedNetwork, path: Path, val_loss: float | None = None, begun: Begun | None = None) -> None:
@@ -209,19 +172,6 @@ def read_model_file(path: Path) -> ModelFile:
         return found
 
 
-def described_experiment(path: Path) -> JsonObject | None:
-    """Return the EXPERIMENT that a model file of this program describes, None if it does not.
-
-    Raises:
-        InvalidInputError: If the file is damaged.
-    """
-    with open_model(path) as handle:
-        found = json.loads(handle.attrs["experiment"]) if "experiment" in handle.attrs else None
-        if not isinstance(found, dict | None):
-            raise ValueError(f"experiment is {visible(str(found), 60)}, expected a dictionary")
-        return found
-
-
 def _check_description(found: ModelFile, handle: h5py.File) -> None:
     """Raise ValueError if a description contradicts itself or what the file can hold."""
     values = 0
@@ -254,7 +204,7 @@ def _names(handle: h5py.File, key: str) -> list[str] | None:
     return None if key not in handle else list(handle[key].asstr()[()])
 
 
-def _scaling(handle: h5py.File) -> tuple[np.ndarray, np.ndarray] | None:
+def _scaling(handle: h5py.File) -> Scaling | None:
     if "scaling" not in handle:
         return None
     mean, std = (handle[f"scaling/{part}"][()] for part in ("mean", "std"))
@@ -298,75 +248,6 @@ def _values(array: h5py.Dataset, name: str) -> np.ndarray:
     if name.endswith(_NOT_NEGATIVE) and values.size and values.min() < 0:
         raise ValueError(f"{visible(name)}: expected no negative numbers, the smallest is {values.min():g}")
     return values
-
-
-def find_unfinished(directory: Path) -> Begun | None:
-    """Return how far the training of a `job` folder was in the epoch after its newest model, if that was written.
-
-    A damaged checkpoint is left aside, with a warning.
-
-    Raises:
-        InvalidInputError: If the newest model is damaged.
-    """
-    path = Path(directory) / layout.UNFINISHED
-    if not path.is_file():
-        return None
-    try:
-        with open_model(path) as handle:
-            metrics = handle.get("metrics", {})
-            values = tuple(metrics[str(number)][()] for number in range(len(metrics)))
-            begun = Begun(whole_number(handle.attrs, "epoch", 0), whole_number(handle.attrs, "step", 0), values)
-    except InvalidInputError as error:
-        _LOGGER.warning("%s; the epoch begins anew", error)
-        return None
-    model = find_model(directory)
-    found = read_model_file(model) if model is not None else None
-    done = 0 if found is None else epochs(found)
-    return begun if begun.epoch == done else None
-
-
-def epochs(found: ModelFile) -> int:
-    """Return the epochs that a model was trained for.
-
-    A file of the original has only the optimiser's steps: an epoch leaves out an incomplete minibatch.
-
-    Without parameters, which say how many cells a step has, they are not known: 0, with a warning.
-    """
-    if found.epoch is not None:
-        return found.epoch
-    try:
-        (experiment,) = load_parameters(parameters_file(found.path)).experiments.values()
-    except MissingFileError:
-        _LOGGER.warning("%s: without parameters.json it is not known for how many epochs it was trained", found.path)
-        return 0
-    steps = int(found.total_number_cells) // experiment.training.batch_size
-    return round((found.iterations or 0) / max(steps, 1))
-
-
-def beside_model(directory: Path) -> tuple[tuple[np.ndarray, np.ndarray], list[str], list[str]] | None:
-    """Return scaling, genes and batches of the processed cells of an experiment whose model file does not hold them.
-
-    Args:
-        directory: The experiment's folder, or the `job` folder in it.
-
-    Returns:
-        None, with a warning, if there are no processed cells.
-    """
-    for folder in (directory, directory.parent):
-        processed = ExperimentFolder(folder).cells
-        if processed.is_file():
-            break
-    else:
-        _LOGGER.warning("%s: neither the model nor processed data beside it says how genes were scaled", directory)
-        return None
-    with open_hdf5(
-        processed, "cannot be read as processed cells", "run `discern process` again", ("var", "uns")
-    ) as file:
-        var, uns = read_elem(file["var"]), read_elem(file["uns"])
-        check_format(uns)
-        names = uns["DISCERN"]["batch_key"]
-        batches = [names[code] for code in sorted(names, key=int)]
-        return parse_mean_var(var, uns.get("fixed_scaling")), list(var.index), batches
 
 
 def _check_weights(path: Path, weights: Mapping[str, h5py.Dataset], model: WAE) -> None:

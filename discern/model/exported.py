@@ -20,10 +20,11 @@ from discern.data.processed import LEFT_OUT
 from discern.data.scaling import parse_mean_var
 from discern.data.structure import check_format, check_texts, number, uns_as_written, uns_to_write
 from discern.errors import InvalidInputError, UserError
+from discern.model.building import NetworkParameters
 from discern.model.checkpoint import read_model_file, write_network
-from discern.model.estimator import DISCERN
 from discern.model.known import Known, read_seen, write_seen
 from discern.model.model_file import open_model
+from discern.model.restoring import restore_file
 from discern.runtime.atomic import replacing
 from discern.runtime.hdf5 import OutputFile
 
@@ -150,19 +151,17 @@ def _json(file: h5py.File, name: str) -> dict[str, Any]:
     return content
 
 
-def estimator(model: ExportedModel) -> DISCERN:
+def network(model: ExportedModel) -> TrainedNetwork:
     """Build the network that the parameters describe, and read the weights into it.
 
     Raises:
         InvalidInputError: If they do not fit, or are nothing to calculate with.
     """
-    made = DISCERN.from_experiment(model.parameters)
-    made.restore_file(model.path)
-    latent = int(made.decoder.inputs[0].shape[-1])
+    trained = restore_file(model.path, NetworkParameters.of(model.parameters), with_optimizer=False)
     for seen in model.known.seen.values():
-        if seen.yardstick is not None and seen.yardstick.directions.shape[1] != latent:
+        if seen.yardstick is not None and seen.yardstick.directions.shape[1] != trained.n_latent:
             raise InvalidInputError(
                 f"{model.path}: not a complete model file (latent codes of {seen.yardstick.directions.shape[1]} "
-                f"dimensions, the network has {latent})"
+                f"dimensions, the network has {trained.n_latent})"
             )
-    return made
+    return trained

@@ -177,7 +177,7 @@ def of_experiment(
     if wanted:
         _LOGGER.info("encoding the experiment's own cells once, for the distances and the trust of what is projected")
         data = load()
-        own = OwnCells(trained, EncodedCells.of(trained, data), data)
+        own = OwnCells.of(trained, data)
         seen |= {name: SeenCells.of(own, name) for name in wanted}
         with replacing(place.seen_cells) as partial, OutputFile(partial) as file:
             file.attrs["seen_cells_version"], file.attrs["model"] = _FORMAT_VERSION, model

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import h5py
-    import numpy as np
+
+    from discern.data.scaling import Scaling
 
 
 FORMAT_VERSION = 2
@@ -54,7 +55,7 @@ class ModelFile:
     iterations: int | None
     genes: list[str] | None = None
     batches: list[str] | None = None
-    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    scaling: Scaling | None = None
     precision: str = "float32"
 
 

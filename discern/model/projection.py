@@ -56,8 +56,10 @@ class EncodedCells:
         """Encode processed cells with their own batches.
 
         Raises:
-            InvalidInputError: If the network was not trained on their genes or batches.
+            InvalidInputError: If the network was not trained on their genes or batches, or there are no cells.
         """
+        if not data.n_obs:
+            raise InvalidInputError("expected cells to reconstruct, got none")
         trained.check(list(data.var_names), list(data.obs["batch"].cat.categories))
         obs = data.obs
         if trained.batches is not None:
@@ -130,6 +132,11 @@ Trust: TypeAlias = "tuple[npt.NDArray[np.float32], dict[str, int | str]]"
 class Judge(Protocol):
     """Says what labels cells are decoded with, and how far to believe the result."""
 
+    @property
+    def cells(self) -> EncodedCells:
+        """The cells, encoded."""
+        ...
+
     def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """Return the labels to decode with, (n_cells, n_batches)."""
         ...
@@ -160,6 +167,11 @@ class OwnCells:
     trained: TrainedNetwork
     cells: EncodedCells
     data: DISCERNData
+
+    @classmethod
+    def of(cls, trained: TrainedNetwork, data: DISCERNData) -> Self:
+        """Encode the cells; see `EncodedCells.of`."""
+        return cls(trained, EncodedCells.of(trained, data), data)
 
     def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """See `discern.model.targets.target_labels`."""
@@ -221,7 +233,6 @@ def note_trust(result: anndata.AnnData, trust: Trust) -> None:
 def reconstruct(
     trained: TrainedNetwork,
     data: DISCERNData,
-    cells: EncodedCells,
     judge: Judge,
     target: tuple[str | None, str | None],
     seed: int = 0,
@@ -229,9 +240,9 @@ def reconstruct(
     intervals: bool = False,
 ) -> anndata.AnnData:
     """Decode cells in memory; see `discern.DISCERN.reconstruct` and, for the arguments, `project`."""
-    batch_onehot = judge.labels(*target)
+    cells, batch_onehot = judge.cells, judge.labels(*target)
     calibration = judge.calibration(*target) if intervals else None
-    result = _without_matrices(cells, data, judge, target, store_sigmas)
+    result = _without_matrices(data, judge, target, store_sigmas)
     parts = []
     for chunk in decoded_chunks(trained, cells.latent, batch_onehot):
         parts.append((chunk.counts, chunk.detection, chunk.sampled(cells.numbers[chunk.rows], seed)))
@@ -249,7 +260,6 @@ def reconstruct(
 def project(
     trained: TrainedNetwork,
     data: DISCERNData,
-    cells: EncodedCells,
     judge: Judge,
     targets: Mapping[str, tuple[str | None, str | None]],
     folder: Path,
@@ -262,8 +272,8 @@ def project(
     Args:
         trained: The network.
         data: Processed cells.
-        cells: The same, encoded.
-        judge: Says how far to believe the result: `OwnCells`, or for new cells what is known of an experiment's.
+        judge: Holds the same, encoded, and says how far to believe the result: `OwnCells`, or `NewCells` by what is
+            known of an experiment's.
         targets: Name of the file -> obs column and its value.
         folder: Where the files go.
         output: What they hold.
@@ -276,11 +286,11 @@ def project(
     written: list[Path] = []
     for name, target in targets.items():
         path = folder / name
-        count = -(-len(cells.latent) // CHUNK_SIZE)
+        count = -(-data.n_obs // CHUNK_SIZE)
         chunks = _written_chunks(
-            trained, cells, data, judge.labels(*target), output.layers, seed, calibrations.get(name)
+            trained, judge.cells, data, judge.labels(*target), output.layers, seed, calibrations.get(name)
         )
-        empty = _without_matrices(cells, data, judge, target, store_sigmas)
+        empty = _without_matrices(data, judge, target, store_sigmas)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
     return written
@@ -306,13 +316,13 @@ def _written_chunks(
 
 
 def _without_matrices(
-    cells: EncodedCells, data: DISCERNData, judge: Judge, target: tuple[str | None, str | None], store_sigmas: bool
+    data: DISCERNData, judge: Judge, target: tuple[str | None, str | None], store_sigmas: bool
 ) -> anndata.AnnData:
     column, value = target
     uns = {key: part for key, part in data.uns.items() if key not in ("fixed_scaling", LEFT_OUT)}
     if column is not None:
         uns["DISCERN"] = {**uns["DISCERN"], "projected_to": {"column": column, "value": value or ""}}
-    obsm = {"X_DISCERN": cells.latent} | ({"X_DISCERN_sigma": cells.sigma} if store_sigmas else {})
+    obsm = {"X_DISCERN": judge.cells.latent} | ({"X_DISCERN_sigma": judge.cells.sigma} if store_sigmas else {})
     result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
     judge.annotate(result, value if column == "batch" and value else None)
     give_back(result)

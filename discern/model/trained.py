@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from discern.data.chunks import Matrix
+    from discern.data.scaling import Scaling
     from discern.networks.autoencoder import WAE
 
 CHUNK_SIZE = 512
@@ -41,6 +42,31 @@ class EncodedChunk(NamedTuple):
     sigma: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """How far a training is within an epoch.
+
+    Attributes:
+        epoch: Number of epochs before this one.
+        step: Number of its steps that are done.
+        metrics: The variables of the model's metrics, from which its losses are averaged.
+    """
+
+    epoch: int
+    step: int
+    metrics: tuple[np.ndarray, ...]
+
+    def add_to_metrics(self, model: WAE) -> None:
+        """Let the model's metrics, which are sums, go on from where they were, after its first step.
+
+        A model that has other ones starts them anew.
+        """
+        variables = model.metrics_variables
+        if [tuple(variable.shape) for variable in variables] == [values.shape for values in self.metrics]:
+            for variable, values in zip(variables, self.metrics, strict=True):
+                variable.assign(variable.numpy() + values)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with what it was trained on. Expression goes in and comes out log-normalised.
@@ -52,14 +78,16 @@ class TrainedNetwork:
         batches: Names of the batches in the order of the one-hot columns; None as with the genes.
         epoch: Number of epochs that it has been trained for.
         experiment: The EXPERIMENT of a parameter file that describes it; None if there is none.
+        begun: How far it is in the next epoch already, if an interrupted training goes on; else None.
     """
 
     network: WAE
-    scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    scaling: Scaling | None = None
     genes: tuple[str, ...] | None = None
     batches: tuple[str, ...] | None = None
     epoch: int = 0
     experiment: Mapping[str, Any] | None = None
+    begun: Begun | None = None
 
     @property
     def n_genes(self) -> int:
@@ -70,6 +98,11 @@ class TrainedNetwork:
     def n_batches(self) -> int:
         """Number of batches."""
         return int(self.network.encoder.inputs[1].shape[-1])
+
+    @property
+    def n_latent(self) -> int:
+        """Dimensions of the latent code."""
+        return int(self.network.decoder.inputs[0].shape[-1])
 
     def check(self, genes: Sequence[str], batches: Sequence[str]) -> None:
         """Raise InvalidInputError if cells with these genes and batches cannot go through the network."""
@@ -92,16 +125,6 @@ class TrainedNetwork:
                 f"{', '.join(map(repr, unknown or batches))}: add new batches with `discern onlinetraining`"
             )
 
-    def named(
-        self,
-        scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-        genes: Sequence[str],
-        batches: Sequence[str],
-    ) -> TrainedNetwork:
-        """Return the network with the scaling and the names of cells that fit it."""
-        self.check(genes, batches)
-        return replace(self, scaling=scaling, genes=tuple(genes), batches=tuple(batches))
-
     @cached_property
     def _functions(self) -> tuple[Callable[..., tuple[tf.Tensor, tf.Tensor]], ...]:
         encoder, decoder = self.network.encoder, self.network.decoder
@@ -121,11 +144,6 @@ class TrainedNetwork:
 
         return encode, decode
 
-    @property
-    def n_latent(self) -> int:
-        """Dimensions of the latent code."""
-        return int(self.network.decoder.inputs[0].shape[-1])
-
     def encode(
         self, counts: Matrix, batch_onehot: npt.NDArray[np.float32], chunk_size: int = CHUNK_SIZE
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -138,6 +156,9 @@ class TrainedNetwork:
 
         Returns:
             Latent codes and the logarithm of the standard deviation of their noise, (n_cells, n_latent) each.
+
+        Raises:
+            InvalidInputError: If cells, genes or batches differ in number from what the network knows or each other.
         """
         latent = np.empty((counts.shape[0], self.n_latent), dtype=np.float32)
         sigma = np.empty_like(latent)
@@ -150,6 +171,7 @@ class TrainedNetwork:
     ) -> Iterator[EncodedChunk]:
         """Encode cells, chunk by chunk; see `encode`."""
         encode, _ = self._functions
+        self._check_shapes("counts", counts, (self.n_genes, "genes"), batch_onehot, chunk_size)
         for rows, chunk in iter_blocks(counts, chunk_size):
             n = chunk.shape[0]
             codes, deviations = encode(_filled(chunk.toarray(), chunk_size), _filled(batch_onehot[rows], chunk_size))
@@ -167,13 +189,32 @@ class TrainedNetwork:
 
         Yields:
             Estimated expression (log-normalised, >= 0) and detection probability, (n_chunk, n_genes) each.
+
+        Raises:
+            InvalidInputError: If cells, dimensions or batches differ in number from what the network knows or each
+                other.
         """
         _, decode = self._functions
+        self._check_shapes("latent_codes", latent, (self.n_latent, "dimensions"), batch_onehot, chunk_size)
         for begin in range(0, len(latent), chunk_size):
             rows = slice(begin, begin + chunk_size)
             n = len(latent[rows])
             counts, dropouts = decode(_filled(latent[rows], chunk_size), _filled(batch_onehot[rows], chunk_size))
             yield counts.numpy()[:n], dropouts.numpy()[:n]
+
+    def _check_shapes(
+        self, name: str, cells: Matrix, columns: tuple[int, str], batch_onehot: np.ndarray, chunk_size: int
+    ) -> None:
+        if chunk_size < 1:
+            raise InvalidInputError(f"batch_size: expected 1 or more cells, got {chunk_size}")
+        wanted = (*cells.shape[:1], self.n_batches)
+        if batch_onehot.shape != wanted:
+            raise InvalidInputError(
+                f"batch labels: expected one row for each of {wanted[0]} cells and {self.n_batches} columns, one for "
+                f"each batch, got the shape {batch_onehot.shape}"
+            )
+        if cells.shape[1:] != columns[:1]:
+            raise InvalidInputError(f"{name}: expected cells x {columns[0]} {columns[1]}, got the shape {cells.shape}")
 
 
 def _filled(cells: npt.NDArray[np.float32], size: int) -> tf.Tensor:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
-from discern.errors import InvalidInputError
+from discern.data.processed import check_processed
+from discern.errors import InvalidInputError, UnknownNameError
 from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress
 from discern.model.visualisation import VisualisationCallback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    import keras
 
     from discern.data.processed import DISCERNData
-    from discern.model.checkpoint import Begun
+    from discern.model.building import NetworkParameters
     from discern.model.trained import TrainedNetwork
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Metrics(dict[str, float]):
@@ -42,8 +45,20 @@ class Metrics(dict[str, float]):
         self.history = {name: list(map(float, values)) for name, values in history.items()}
 
 
-def check_enough(data: DISCERNData, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Raise InvalidInputError unless the cells fill one minibatch and early stopping has something to watch."""
+def check(
+    data: DISCERNData, callbacks: Sequence[keras.callbacks.Callback], savepath: str | Path | None, epochs: float
+) -> None:
+    """Raise an error unless these cells can be trained on in this way; see `discern.DISCERN.training`."""
+    check_processed(data)
+    if savepath is not None and Path(savepath).suffix in (".keras", ".tf", ".pb", ".json"):
+        raise InvalidInputError(f"savepath {savepath}: expected a folder, or a file that ends in .h5 or .hdf5")
+    if "split" not in data.obs:
+        raise UnknownNameError("expected an obs column 'split', which says what to train on: call recipe.split")
+    if epochs < 1 or epochs != int(epochs):
+        raise InvalidInputError(f"max_steps: expected 1 epoch or more, got {epochs}")
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise InvalidInputError(f"callbacks: expected a list of callbacks of Keras, got {callback!r} in it")
     cells = data.obs["split"].value_counts()
     watched = [callback.monitor for callback in callbacks if isinstance(callback, DelayedEarlyStopping)]
     if not cells.get("valid", 0) and any(monitor.startswith("val_") for monitor in watched):
@@ -60,35 +75,38 @@ def check_enough(data: DISCERNData, callbacks: Sequence[keras.callbacks.Callback
 
 def fit(
     trained: TrainedNetwork,
+    parameters: NetworkParameters,
     data: DISCERNData,
     callbacks: Sequence[keras.callbacks.Callback],
     savepath: Path | None,
     epochs: int,
-    thin_counts: float = 1.0,
-    begun: Begun | None = None,
 ) -> tuple[TrainedNetwork, Metrics]:
     """Train a compiled network up to an epoch.
 
     Args:
         trained: The network so far.
+        parameters: Those that it was built from.
         data: Preprocessed cells that fit it.
         callbacks: Keras callbacks.
         savepath: Folder of the model files, or one file for the model after the last epoch; None to write none.
         epochs: Number of epochs in all.
-        thin_counts: Cells are encoded with a share of their counts, drawn between this and 1 anew each time.
-        begun: How far it is in the next epoch already.
 
     Returns:
         The network with its number of epochs, and the losses; the last is not finite if the training diverged. Its
         weights are those of the network that was given.
     """
+    if not parameters.weighting_decoder_dropout:
+        _LOGGER.warning(
+            "model.weighting_decoder_dropout is 0: the detection probability is not learnt, and X of projections, "
+            "which is drawn with it, is of no use; the published value is 10000. estimated_counts are not affected"
+        )
     callbacks = list(callbacks)
-    pictures = [callback for callback in callbacks if isinstance(callback, VisualisationCallback)]
-    for callback in pictures:
-        callback.trained = trained
+    for callback in callbacks:
+        if isinstance(callback, VisualisationCallback):
+            callback.trained = trained
     if savepath is not None:
-        callbacks.insert(0, Checkpoint(trained, savepath, begun))
-    train, valid = data.batches(thin_counts, begun=begun.step if begun else 0)
+        callbacks.insert(0, Checkpoint(trained, savepath))
+    train, valid = data.batches(parameters.thin_counts, begun=trained.begun.step if trained.begun else 0)
     try:
         with data.reading_records():
             history = trained.network.fit(
@@ -105,4 +123,18 @@ def fit(
             if isinstance(callback, TrainingProgress | VisualisationCallback):
                 callback.close()
     finite = int(np.isfinite(history.get("loss", [])).sum())
-    return replace(trained, epoch=trained.epoch + finite), Metrics(history)
+    return replace(trained, epoch=trained.epoch + finite, begun=None), Metrics(history)
+
+
+def check_converged(metrics: Metrics, epoch: int) -> None:
+    """Raise InvalidInputError if the last loss is not a number.
+
+    Args:
+        metrics: Those of the training.
+        epoch: The last that was finished.
+    """
+    if not np.isfinite(metrics.get("loss", 0.0)):
+        raise InvalidInputError(
+            f"the training diverged (a loss that is not a number) in epoch {epoch + 1}: lower "
+            "training.optimizer.learning_rate; the model of the epoch before is kept"
+        )

@@ -20,7 +20,8 @@ from discern.experiment.folder import setup_exp
 from discern.experiment.project import run_projection
 from discern.experiment.runner import DISCERNRunner, run_exp_multiprocess
 from discern.experiment.train import run_train
-from discern.model.estimator import DISCERN, load_model_from_directory
+from discern.model.estimator import DISCERN
+from discern.model.restoring import load_model_from_directory
 from discern.networks import layers, losses
 from discern.networks.autoencoder import create_model
 

@@ -54,7 +54,7 @@ def untrained(experiment: Path) -> Path:
 class TestSetup:
     def test_estimator_and_parameters(self, experiment: Path) -> None:
         model, parameters = setup_exp(experiment)
-        assert model.latent_dim == 8
+        assert model.parameters.latent_dim == 8
         assert model.wae_model is None
         assert parameters["training"]["max_steps"] == 8
 

@@ -35,7 +35,7 @@ again.restore_model(job)
 after = again.training(data, max_steps=6).history
 for key in ("loss", "val_loss"):
     history[key] += after[key]
-print(json.dumps([model.strategy.num_replicas_in_sync, history["loss"], history["val_loss"]]))
+print(json.dumps([model.wae_model.distribute_strategy.num_replicas_in_sync, history["loss"], history["val_loss"]]))
 """
 
 

@@ -369,9 +369,9 @@ class TestTraining:
 class TestParameters:
     def test_from_json_takes_the_published_defaults(self) -> None:
         model = DISCERN.from_json({"model": {}, "training": {}, "input_ds": {"raw_input": ["x.h5ad"]}})
-        assert model.latent_dim == 48
-        assert model.encoder_config["layers"] == [1024, 512, 256]
-        assert model.decoder_config["layers"] == [256, 512, 1024]
+        assert model.parameters.latent_dim == 48
+        assert model.parameters.encoder["layers"] == [1024, 512, 256]
+        assert model.parameters.decoder["layers"] == [256, 512, 1024]
         optimizer = model.get_optimizer()
         assert isinstance(optimizer, optimizers.RectifiedAdam)
         assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (
@@ -381,12 +381,12 @@ class TestParameters:
         )
 
     def test_defaults_without_json_are_the_same(self) -> None:
-        by_json, by_hand = DISCERN.from_json({"model": {}, "training": {}}), DISCERN()
-        ignored = {"output_lsn", "xla", "encoder_config", "decoder_config"}
+        by_json, by_hand = DISCERN.from_json({"model": {}, "training": {}}).parameters, DISCERN().parameters
+        ignored = {"output_lsn", "xla", "encoder", "decoder"}
         for name, value in vars(by_hand).items():
             if name not in ignored:
                 assert getattr(by_json, name) == value, name
-        for side in ("encoder_config", "decoder_config"):
+        for side in ("encoder", "decoder"):
             assert getattr(by_json, side).items() >= getattr(by_hand, side).items()
 
     def test_every_argument_counts(self, parameters: dict[str, Any]) -> None:
@@ -394,9 +394,9 @@ class TestParameters:
         parameters["model"]["wae_lambda"] = 0
         parameters["model"]["crossentropy"] = {"label_smoothing": 0, "lower_label_smoothing": 0}
         model = DISCERN.from_json(parameters)
-        assert model.wae_lambda == 0
-        assert model.crossentropy["lower_label_smoothing"] == 0
-        assert model.output_lsn == 20000
+        assert model.parameters.wae_lambda == 0
+        assert model.parameters.crossentropy["lower_label_smoothing"] == 0
+        assert model.parameters.output_lsn == 20000
 
     def test_learning_decay_and_lookahead(self) -> None:
         model = small(
@@ -424,7 +424,7 @@ class TestParameters:
 
     def test_weights_of_the_losses(self, cells: DISCERNData) -> None:
         model = small(wae_lambda=7.0, weighting_decoder_dropout=8.0, weighting_random_encoder=9.0)
-        model.begin(cells)
+        model.prepare(cells)
         model.compile(model.get_optimizer(), scale=10.0)
         assert model.wae_model._compile_loss._user_loss_weights == {
             "decoder_counts": 10.0,

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnknownNameError, UnsupportedError
 from discern.model import checkpoint
-from discern.model.estimator import load_model_from_directory
+from discern.model.restoring import load_model_from_directory
 from discern.networks.autoencoder import WAE, create_decoder, create_encoder
 from discern.networks.optimizers import Lookahead, RectifiedAdam
 from tests.support.conformance import check_modes

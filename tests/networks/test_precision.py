@@ -14,7 +14,8 @@ from discern import DISCERN, DISCERNData
 from discern.config.reading import parse_experiment
 from discern.errors import InvalidInputError
 from discern.experiment.online import train_further
-from discern.model import estimator
+from discern.model import building
+from discern.model.restoring import load_model_from_directory
 from discern.networks import precision
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def small(precision: str = "auto") -> DISCERN:
 @pytest.fixture
 def picked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is faster in half precision."""
-    monkeypatch.setattr(estimator, "faster_precision", lambda *_: "mixed_bfloat16")
+    monkeypatch.setattr(building, "faster_precision", lambda *_: "mixed_bfloat16")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: int) -> str:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(estimator, "faster_precision", fail)
+    monkeypatch.setattr(building, "faster_precision", fail)
 
 
 @pytest.mark.parametrize(("ratio", "wanted"), [(1.6, "mixed_bfloat16"), (1.1, "float32"), (0.3, "float32")])
@@ -82,15 +83,15 @@ def test_what_was_picked_holds_wherever_the_model_is_read(
 ) -> None:
     cells = DISCERNData.from_folder(golden / "experiment", batch_size=32)
     for number, wanted in enumerate(("mixed_bfloat16", "float32")):
-        monkeypatch.setattr(estimator, "faster_precision", lambda *_, wanted=wanted: wanted)
+        monkeypatch.setattr(building, "faster_precision", lambda *_, wanted=wanted: wanted)
         small().training(cells, savepath=tmp_path / str(number), max_steps=1)
-    monkeypatch.setattr(estimator, "faster_precision", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(building, "faster_precision", lambda *_: pytest.fail("measured again"))
     for number, wanted in enumerate(("mixed_bfloat16", "float32")):
         model = small()
         model.restore_model(tmp_path / str(number))
         assert model.wae_model.precision == wanted
         assert model.training(cells, max_steps=2)
-        described, _ = estimator.load_model_from_directory(tmp_path / str(number))
+        described, _ = load_model_from_directory(tmp_path / str(number))
         assert described.precision == wanted
 
 
@@ -137,6 +138,6 @@ def test_training_with_new_batches_goes_on_as_it_began(
     cells = DISCERNData.from_folder(golden / "experiment", batch_size=32)
     trained = DISCERN.from_experiment(experiment)
     trained.training(cells, max_steps=1)
-    monkeypatch.setattr(estimator, "faster_precision", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(building, "faster_precision", lambda *_: pytest.fail("measured again"))
     further, _ = train_further(trained, experiment, cells, freeze=False, callbacks=[])
     assert further.wae_model.precision == "mixed_bfloat16"

@@ -30,7 +30,7 @@ def trial(folder: Path, config: dict[str, Any], training: dict[str, Any] | None 
 def test_a_step_trains_and_reports(original_experiment: Path) -> None:
     tried = trial(original_experiment, {"model": {"latent_dim": 12.0}}, {"max_steps": 3})
     first = tried.step()
-    assert tried.discern.latent_dim == 12
+    assert tried.discern.parameters.latent_dim == 12
     assert (first["epochs"], first["reached_max_step"], first["early_stopped"], first["diverged"]) == (
         2,
         False,
