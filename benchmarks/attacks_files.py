@@ -676,11 +676,10 @@ def raw_attacks(paths: dict[str, Path], lazy: bool = False) -> Iterator[Attack]:
 
 def _without_memory(call: Callable[[], int]) -> Callable[[], int]:
     def lazily() -> int:
-        from discern.data import chunks
+        from discern.runtime.memory import limited
 
-        chunks.memory_budget = lambda: 0
-        chunks._BLOCK_ENTRIES = GENES * 16
-        return call()
+        with limited(matrix=0, block=GENES * 16):
+            return call()
 
     return lazily
 

@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
 __all__ = ["distance", "dotplot", "gene", "learning_curves", "means", "umap"]
 
-_MOST_CELLS = 10_000  # in an embedding
-_FOR_COMPONENTS = 2_000
 _MOST_TYPES = 6  # in `means`
 _SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".tiff", ".webp")
 _EXPRESSION = "log-normalised expression"
@@ -70,19 +68,21 @@ def umap(
     label: str | None = None,
     layer: str = "X",
     seed: int = 0,
+    most_cells: int = 10_000,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> np.ndarray | None:
     """Draw all cells before and after, coloured by batch and by cell type.
 
     Each panel is a UMAP of its own, of the principal components of its expression: what lies together in it is alike,
-    but its places say nothing about those in another panel. Of more than 10,000 cells, as many are drawn, by chance.
+    but its places say nothing about those in another panel.
 
     Args:
         adata: The result, with `layers["measured"]`.
         label: obs column of the cell types; None to look for it (`discern.inputs.labels.label_column`).
         layer: The reconstruction: "X", the sampled expression, or "estimated_counts".
         seed: Of the embeddings and of the choice of cells.
+        most_cells: Of more cells, as many are drawn, by chance; the components are found on a fifth of as many.
         show: Whether to show the picture; None for yes, unless it is saved.
         save: File to write, as its name ends: .png, .pdf, .svg.
 
@@ -100,13 +100,13 @@ def umap(
     measured, reconstructed = _matrix(adata, "measured"), _matrix(adata, layer)
     generator = np.random.default_rng(seed)
     cells = np.arange(adata.n_obs)
-    if adata.n_obs > _MOST_CELLS:
-        cells = np.sort(generator.choice(cells, _MOST_CELLS, replace=False))
+    if adata.n_obs > most_cells:
+        cells = np.sort(generator.choice(cells, most_cells, replace=False))
     panels = {"as measured": measured, _title(adata): reconstructed}
     places = {}
     with progress.phase("drawing UMAPs", total=len(panels)) as advance:
         for title, matrix in panels.items():
-            places[title] = umap_coordinates(_components(matrix, cells, generator), seed)
+            places[title] = umap_coordinates(_components(matrix, cells, most_cells // 5, generator), seed)
             advance()
     columns = ["batch"] if label is None else list(dict.fromkeys(["batch", label]))
     note = EACH_ITS_OWN
@@ -610,11 +610,11 @@ def _column(matrix: Matrix, gene: int, cells: np.ndarray) -> np.ndarray:
     return np.asarray(values[cells])
 
 
-def _components(matrix: Matrix, cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return principal components of expression, found on some of the cells."""
+def _components(matrix: Matrix, cells: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return principal components of expression, found on so many of the cells at the most."""
     some = cells
-    if len(cells) > _FOR_COMPONENTS:
-        some = np.sort(generator.choice(cells, _FOR_COMPONENTS, replace=False))
+    if len(cells) > most:
+        some = np.sort(generator.choice(cells, most, replace=False))
     space = PrincipalComponents.found([block for _, block in cell_blocks(matrix, some)])
     return np.concatenate([space.project(block) for _, block in cell_blocks(matrix, cells)])
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import anndata as ad
 
@@ -62,6 +63,15 @@ def golden_json(golden: Path) -> dict:
 def original_experiment(golden: Path, tmp_path: Path) -> Path:
     """A private copy of an experiment folder that the original wrote."""
     return Path(shutil.copytree(golden / "experiment", tmp_path / "experiments" / "original"))
+
+
+@pytest.fixture
+def limit_memory() -> Iterator[Callable[..., None]]:
+    """A function that lets the rest of a test take other amounts of memory; see `discern.runtime.memory.limited`."""
+    from discern.runtime.memory import limited
+
+    with contextlib.ExitStack() as stack:
+        yield lambda **limits: stack.enter_context(limited(**limits))
 
 
 @pytest.fixture(scope="session")

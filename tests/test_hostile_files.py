@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from benchmarks import attacks_files as attacks
 from discern.cli import commands
 from discern.config.reading import load_parameters
-from discern.data import chunks
 from discern.data.chunks import iter_blocks, read_cells
 from discern.data.processed import DISCERNData
 from discern.data.records import current_records, write_records
@@ -90,9 +89,9 @@ def test_sparse_matrix_that_does_not_hold_together(copied: Callable[[str], Path]
 @pytest.mark.parametrize("source", ["csr", "zarr2"])
 @pytest.mark.parametrize("change", attacks.BROKEN_SPARSE)
 def test_sparse_matrix_that_is_read_block_by_block(
-    copied: Callable[[str], Path], source: str, change: str, monkeypatch: pytest.MonkeyPatch
+    copied: Callable[[str], Path], source: str, change: str, limit_memory: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", attacks.GENES * 16)
+    limit_memory(block=attacks.GENES * 16)
     path = copied(source)
     attacks.break_sparse(path, "X", change)
     told(path, lambda: list(iter_blocks(read_cells(path, budget=0).X)))
@@ -160,13 +159,17 @@ def test_parameters_from_a_named_pipe(tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
-def test_table_without_line_ends_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_without_line_ends_takes_no_memory(tmp_path: Path) -> None:
     import gzip
 
-    monkeypatch.setattr(foreign, "_LONGEST_LINE", 2**21)
     path = tmp_path / "bomb.tsv.gz"
     path.write_bytes(gzip.compress(b"0\t" * 2**21))
-    assert "a line of more than 2 MB" in told(path, lambda: read_raw_input(path))
+
+    def read() -> None:
+        with foreign.reading(path, "cannot be read"), foreign.open_text(path, longest_line=2**21) as file:
+            file.readline()
+
+    assert "a line of more than 2 MB" in told(path, read)
 
 
 @pytest.mark.parametrize("form", ["csr", "csc"])
@@ -231,8 +234,8 @@ def test_broken_processed_cells(processed: Path, change: str) -> None:
     assert type(error.value).__module__ == "discern.errors"
 
 
-def test_value_that_is_no_number_is_found_block_by_block(processed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
+def test_value_that_is_no_number_is_found_block_by_block(processed: Path, limit_memory: Callable[..., None]) -> None:
+    limit_memory(matrix=0)
     with h5py.File(processed, "a") as file:
         file["X/data"][-1] = np.nan
     data = DISCERNData.read_h5ad(processed, 4)
@@ -258,11 +261,11 @@ def _record(genes: list[int], label: int = 0, more: bytes = b"") -> bytes:
     ids=["gene too high", "batch too high", "batch negative", "length", "bytes"],
 )
 def test_damaged_records_are_told(
-    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: bytes | None
+    experiment: Path, tmp_path: Path, limit_memory: Callable[..., None], record: bytes | None
 ) -> None:
     import tensorflow as tf
 
-    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
+    limit_memory(matrix=0)
     folder = Path(shutil.copytree(experiment, tmp_path / "cells"))
     data = DISCERNData.from_folder(folder, 4)
     (shard,) = (folder / "TF_records").glob("training*")

@@ -79,11 +79,8 @@ def test_umap_has_a_row_for_batch_and_type_and_a_column_for_before_and_after(res
     assert axes[0, 0].figure.get_supxlabel().startswith("Each panel is its own embedding")
 
 
-def test_umap_says_that_not_all_cells_are_drawn(result: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pl, "_MOST_CELLS", 50)
-    monkeypatch.setattr(pl, "_FOR_COMPONENTS", 20)
-
-    axes = pl.umap(result, show=False)
+def test_umap_says_that_not_all_cells_are_drawn(result: ad.AnnData) -> None:
+    axes = pl.umap(result, most_cells=50, show=False)
 
     assert "50 of 120 cells" in axes[0, 0].figure.get_supxlabel()
     assert len(axes[0, 0].collections[0].get_offsets()) == 50

@@ -31,10 +31,10 @@ from discern.data.structure import (
     check_values,
     compressed,
     uns_as_written,
-    usable_memory,
 )
 from discern.errors import InvalidInputError, MissingFileError
 from discern.runtime.foreign import reading, visible
+from discern.runtime.memory import block_budget, matrix_budget
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ hdf5_lock = threading.RLock()
 """Held while blocks are read ahead and while they are written: HDF5 is not made for several threads, and the lock of
 h5py does not cover the writing of compressed chunks."""
 
-_BLOCK_ENTRIES = 2**25
 READ_PARTS = ("obs", "var", "uns", "obsm", "varm")
 """What of AnnData is read, beside X and layers."""
 
@@ -68,12 +67,7 @@ def rows_per_block(n_genes: int) -> int:
         >>> rows_per_block(15_073)
         2226
     """
-    return max(16, min(16384, _BLOCK_ENTRIES // max(1, n_genes)))
-
-
-def memory_budget() -> int:
-    """Return how many bytes one matrix may take in memory: an eighth of what this process may use."""
-    return usable_memory() // 8
+    return max(16, min(16384, block_budget() // max(1, n_genes)))
 
 
 def is_lazy(matrix: Matrix) -> bool:
@@ -264,7 +258,7 @@ def read_cells(
     Args:
         path: The file or folder.
         undo: Gets the AnnData without X; the function that it returns, if any, is applied to each block of a dense X.
-        budget: Bytes that X may take in memory, by default `memory_budget()`.
+        budget: Bytes that X may take in memory, by default `matrix_budget()`.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -355,7 +349,7 @@ def read_matrix(
         path: The file that it is in, which blocks are read from later.
         elem: HDF5 or zarr, dense or sparse as anndata writes it, also as versions before 0.7 wrote it.
         shape: (n_cells, n_genes), as obs and var say.
-        budget: Bytes that it may take in memory, by default `memory_budget()`; at least as many if it is stored by
+        budget: Bytes that it may take in memory, by default `matrix_budget()`; at least as many if it is stored by
             genes, as its cells cannot be read one after the other.
         undo: Applied to each block of a dense matrix.
 
@@ -363,7 +357,7 @@ def read_matrix(
         InvalidInputError: If it holds no counts, or is stored by genes and does not fit into memory.
         ValueError: If its parts do not fit together.
     """
-    budget = memory_budget() if budget is None else budget
+    budget = matrix_budget() if budget is None else budget
     is_sparse = isinstance(elem, h5py.Group | zarr.Group)
     encoding = str(elem.attrs.get("encoding-type", elem.attrs.get("h5sparse_format", "")))[:3]
     if is_sparse and encoding not in ("csr", "csc"):
@@ -389,7 +383,7 @@ def _read_sparse(
     data, indices = elem["data"], elem["indices"]
     dtype = usable_dtype(data.dtype, str(path))
     nbytes = _csr_nbytes(shape, data.shape[0], np.dtype(np.float32))
-    if nbytes <= (budget if by_rows else max(budget, memory_budget())):
+    if nbytes <= (budget if by_rows else max(budget, matrix_budget())):
         found = compressed(data[...], indices[...], elem["indptr"][...], shape, by_rows).tocsr()
         return summed(found.astype(dtype, copy=False))
     if not by_rows:

@@ -26,9 +26,9 @@ from discern.data.structure import (
     check_indices,
     check_shape,
     check_values,
-    usable_memory,
 )
 from discern.runtime.foreign import check_file, check_tree, reading, visible
+from discern.runtime.memory import usable_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

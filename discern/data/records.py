@@ -171,12 +171,15 @@ class TFRecordsWriter:
             yield element["record"]
 
     @contextlib.contextmanager
-    def shards(self, split: str, n_cells: int) -> Iterator[Callable[[bytes], None]]:
+    def shards(
+        self, split: str, n_cells: int, cells_per_shard: int = CELLS_PER_SHARD
+    ) -> Iterator[Callable[[bytes], None]]:
         """Open the shards of one split; yields a function that writes the next record.
 
         Args:
             split: See `write_dataset`.
             n_cells: How many records will be written.
+            cells_per_shard: How many go into a file; about, as they are dealt at random.
 
         Raises:
             InvalidInputError: If it is another split, or at the end, if the number of records was another.
@@ -184,7 +187,7 @@ class TFRecordsWriter:
         if split not in _FILES_OF:
             raise InvalidInputError(f"expected the split 'train' or 'valid', got {split!r}")
         split = _FILES_OF[split]
-        number = min(_MOST_SHARDS, max(1, -(-n_cells // CELLS_PER_SHARD)))
+        number = min(_MOST_SHARDS, max(1, -(-n_cells // cells_per_shard)))
         shard_of = self._random.integers(number, size=n_cells)
         written = 0
         names = [self._folder / f"{split}-{shard:05d}-of-{number:05d}.tfrecords" for shard in range(number)]
@@ -220,13 +223,14 @@ def _checksum(content: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
+def write_records(adata: ad.AnnData, folder: Path, seed: int = 0, cells_per_shard: int = CELLS_PER_SHARD) -> None:
     """Write the training and validation cells to a folder, which is replaced when all is written.
 
     Args:
         adata: Processed cells, X log-normalised, obs `batch` (categorical) and `split`.
         folder: `TF_records` of an experiment.
         seed: Of the order of the cells.
+        cells_per_shard: See `TFRecordsWriter.shards`.
     """
     if "split" not in adata.obs:
         raise UnknownNameError("expected an obs column 'split', which says what to train on: split the cells first")
@@ -239,7 +243,8 @@ def write_records(adata: ad.AnnData, folder: Path, seed: int = 0) -> None:
     }
     with replacing(folder) as partial, contextlib.ExitStack() as stack:
         writer = TFRecordsWriter(partial, seed, stamp, parse_mean_var(adata.var, adata.uns.get("fixed_scaling")))
-        write = {part: stack.enter_context(writer.shards(part, int((split == part).sum()))) for part in SPLITS.values()}
+        sizes = {part: int((split == part).sum()) for part in SPLITS.values()}
+        write = {part: stack.enter_context(writer.shards(part, n, cells_per_shard)) for part, n in sizes.items()}
         for rows, block in track_blocks(adata.X, "writing records"):
             for part, record in zip(split[rows], serialise(block, codes[rows]), strict=True):
                 if part in write:

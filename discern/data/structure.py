@@ -6,10 +6,8 @@ raise ValueError with a reason; `reading` of `discern.runtime.foreign` adds the 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import h5py
@@ -31,15 +29,6 @@ _MOST_REPEATS = 10
 LARGEST_SHAPE = 2**48
 _LARGEST_VALUE = 1e18
 """Its square is no float32 any more."""
-
-
-def usable_memory() -> int:
-    """Return how many bytes of memory this process may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total
 
 
 # --- sparse matrices -------------------------------------------------------------------------------------------------

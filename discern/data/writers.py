@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from discern.data.chunks import Matrix
 
 
-_CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**20
 _SMALLEST_SPARSE: dict[str, type] = {"f": np.float32, "u": np.uint8, "i": np.int8}
 _FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
@@ -42,9 +42,9 @@ _FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 class _Array:
     """An array on disk that grows along its first axis, chunk by chunk."""
 
-    def __init__(self, row_shape: tuple[int, ...], dtype: np.dtype):
+    def __init__(self, row_shape: tuple[int, ...], dtype: np.dtype, chunk_bytes: int):
         self.rows = 0
-        self._chunk = (max(1, _CHUNK_BYTES // (dtype.itemsize * int(np.prod(row_shape)))), *row_shape)
+        self._chunk = (max(1, chunk_bytes // (dtype.itemsize * int(np.prod(row_shape)))), *row_shape)
         self._dtype = dtype
         self._rest = np.empty((0, *row_shape), dtype=dtype)
 
@@ -72,8 +72,16 @@ class _H5Array(_Array):
     The chunks stay uncompressed where that would not halve them, as with the mantissas of estimates.
     """
 
-    def __init__(self, group: h5py.Group, name: str, row_shape: tuple[int, ...], dtype: np.dtype, pool: Executor):
-        super().__init__(row_shape, dtype)
+    def __init__(
+        self,
+        group: h5py.Group,
+        name: str,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype,
+        pool: Executor,
+        chunk_bytes: int,
+    ):
+        super().__init__(row_shape, dtype, chunk_bytes)
         self._group, self._name, self._pool = group, name, pool
         self.dataset: h5py.Dataset | None = None
         self._filters: dict[str, Any] = {}
@@ -118,8 +126,8 @@ def _packed(values: np.ndarray) -> bytes:
 
 
 class _ZarrArray(_Array):
-    def __init__(self, group: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: np.dtype):
-        super().__init__(row_shape, dtype)
+    def __init__(self, group: zarr.Group, name: str, row_shape: tuple[int, ...], dtype: np.dtype, chunk_bytes: int):
+        super().__init__(row_shape, dtype, chunk_bytes)
         self.dataset = group.create_array(name, shape=(0, *row_shape), dtype=dtype, chunks=self._chunk)
 
     def _write(self, values: np.ndarray) -> None:
@@ -172,7 +180,11 @@ class _Sparse:
 
 
 def write_blocks(
-    path: str | Path, adata: ad.AnnData, blocks: Iterable[Mapping[str, Matrix]], dtype: DTypeLike = np.float32
+    path: str | Path,
+    adata: ad.AnnData,
+    blocks: Iterable[Mapping[str, Matrix]],
+    dtype: DTypeLike = np.float32,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
     """Write an AnnData whose matrices come block of cells by block of cells; only one block is in memory at a time.
 
@@ -186,6 +198,7 @@ def write_blocks(
             dense: key "X" and the names of layers. Each matrix is stored as CSR where this makes the first block
             smaller, else dense.
         dtype: Type of the stored values, e.g. np.float16. (CSR stays float32 then: scipy has no smaller float.)
+        chunk_bytes: Bytes of a chunk in the file.
 
     Raises:
         InvalidInputError: If the suffix is another one, or the blocks differ in keys or have not the cells of `adata`.
@@ -214,12 +227,13 @@ def write_blocks(
         if path.suffix == ".h5ad":
             with OutputFile(partial) as group:
                 write_elem(group, "/", header)
-                make = functools.partial(_H5Array, group, pool=pool)
+                make = functools.partial(_H5Array, group, pool=pool, chunk_bytes=chunk_bytes)
                 _write_matrices(group, header, _checked(blocks, group), np.dtype(dtype), make)
         else:
             group = zarr.open_group(partial, mode="w", zarr_format=2)
             write_elem(group, "/", header)
-            _write_matrices(group, header, blocks, np.dtype(dtype), functools.partial(_ZarrArray, group))
+            make_zarr = functools.partial(_ZarrArray, group, chunk_bytes=chunk_bytes)
+            _write_matrices(group, header, blocks, np.dtype(dtype), make_zarr)
 
 
 def _checked(blocks: Iterable[Mapping[str, Matrix]], file: OutputFile) -> Iterator[Mapping[str, Matrix]]:

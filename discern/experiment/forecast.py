@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import h5py
 from anndata.io import read_elem
 
-from discern.data.chunks import memory_budget
 from discern.data.containers import open_hdf5
 from discern.data.epochs import cells_of_step, number_of_epochs
 from discern.data.structure import check_format
@@ -25,6 +24,7 @@ from discern.folder.layout import ExperimentFolder
 from discern.model.targets import OutputFormat, projection_targets
 from discern.networks.capacity import count_weights
 from discern.runtime.devices import available_cpus
+from discern.runtime.memory import matrix_budget
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -57,7 +57,7 @@ class _Cells:
     def nbytes(self) -> float:
         """What X takes in memory; larger matrices stay on disk."""
         nbytes = 8.0 * self.entries
-        return nbytes if nbytes <= memory_budget() else 0.2e9
+        return nbytes if nbytes <= matrix_budget() else 0.2e9
 
 
 def of_process(parameters: Parameters, name: str, with_tfrecords: bool = True) -> Iterator[str]:
@@ -84,7 +84,7 @@ def of_process(parameters: Parameters, name: str, with_tfrecords: bool = True) -
     if (folder / "processed_data").exists():
         yield _line("replaces", f"{folder}, with its model and projections, if it is told to (--force)")
     if entries:
-        held = 24.0 * entries if 8 * entries <= memory_budget() else 3.0 * memory_budget()
+        held = 24.0 * entries if 8 * entries <= matrix_budget() else 3.0 * matrix_budget()
         yield from _cost("process", held, 3 + entries / (_ENTRIES_A_SECOND * available_cpus()))
     else:
         yield _line("memory", "depends on what is in the files, which only reading tells")

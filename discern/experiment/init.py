@@ -15,7 +15,6 @@ from anndata.io import read_elem
 
 from discern.config.presets import TEST_CELLS
 from discern.config.reading import load_parameters, parse_experiment
-from discern.data import chunks
 from discern.data.chunks import track_blocks
 from discern.data.containers import open_hdf5
 from discern.data.structure import whole_number
@@ -37,6 +36,7 @@ from discern.inputs.merging import (
 from discern.inputs.readers import dataset_name, read_raw_inputs
 from discern.runtime.atomic import replacing
 from discern.runtime.devices import available_cpus
+from discern.runtime.memory import matrix_budget
 from discern.runtime.text import short
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ def _memory(found: Survey, experiment: Experiment) -> str:
     hidden = sum(a * b for a, b in itertools.pairwise(layers)) * 2
     weights = 3 * genes * layers[0] + hidden
     cells = found.n_values * 8
-    streamed = cells > chunks.memory_budget()
+    streamed = cells > matrix_budget()
     training = 16 * weights + experiment.training.batch_size * genes * 4 * 12
     output = found.n_cells * genes * 8
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

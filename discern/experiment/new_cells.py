@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discern.data.chunks import memory_budget
 from discern.errors import InvalidInputError
 from discern.experiment.folder import load_experiment, open_experiment, require_model
 from discern.folder.layout import ExperimentFolder
@@ -19,6 +18,7 @@ from discern.model.projection import EncodedCells, project
 from discern.preprocessing.new_cells import ProjectionRecipe
 from discern.runtime.atomic import refuse_link
 from discern.runtime.devices import start_tensorflow
+from discern.runtime.memory import matrix_budget
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -98,7 +98,7 @@ def _read(path: Path, genes: Collection[str]) -> ad.AnnData:
     layer = raw_counts.suggested(path)
     if layer is not None:
         _LOGGER.info("%s: X holds no raw counts; they are taken from %s", path, raw_counts.shown(layer))
-    cells = read_raw_input(path, min(_IN_MEMORY, memory_budget()), layer, genes)
+    cells = read_raw_input(path, min(_IN_MEMORY, matrix_budget()), layer, genes)
     try:
         raw_counts.check(str(path), path, cells.X, layer)
     except InvalidInputError:

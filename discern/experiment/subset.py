@@ -15,13 +15,14 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from discern.data.annotation import CheckMetaData, parse_metadata
-from discern.data.chunks import READ_PARTS, is_lazy, memory_budget, opened, read_matrix, rows_per_block, usable_dtype
+from discern.data.chunks import READ_PARTS, is_lazy, opened, read_matrix, rows_per_block, usable_dtype
 from discern.data.structure import check_parts, uns_as_written
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.inputs.labels import find_genes
 from discern.runtime import progress
 from discern.runtime.foreign import check_file, check_input, reading
+from discern.runtime.memory import matrix_budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 _LEFT_OUT = ("raw", "obsp", "varp")
-_IN_MEMORY = 2**27  # bytes of a sparse matrix that is read as a whole
+IN_MEMORY = 2**27
 _PIECES = 8  # of a block
 
 
@@ -42,6 +43,7 @@ def write_subset(
     cells: Sequence[str] = (),
     genes: Sequence[str] = (),
     layers: Sequence[str] | None = None,
+    in_memory: int = IN_MEMORY,
 ) -> Path:
     """Write some cells, genes and matrices of an AnnData file to another one, block of cells by block of cells.
 
@@ -53,6 +55,7 @@ def write_subset(
         genes: Which genes: names, symbols or ids, or a text file with one in each line. None for all. They stay in the
             order of the file.
         layers: Which matrices: "X" and names of layers; None for all.
+        in_memory: Bytes that a sparse matrix may take in memory; a larger one is read in blocks.
 
     Returns:
         The file written, with obs, var, uns, obsm and varm; `raw`, obsp and varp are left out.
@@ -83,7 +86,7 @@ def write_subset(
         columns = _chosen_genes(header.var, genes)
         if not len(rows):
             raise InvalidInputError(f"{path}: no cell is left by {' and '.join(cells)}")
-        matrices = {name: _matrix(path, elem, header.shape) for name, elem in stored.items()}
+        matrices = {name: _matrix(path, elem, header.shape, in_memory) for name, elem in stored.items()}
         step = rows_per_block(header.n_vars)
         blocks = _blocks(matrices, rows, columns, step)
         parts = progress.track(blocks, f"writing {output.name}", len(np.unique(rows // step)) * _PIECES)
@@ -126,7 +129,7 @@ def _parts(path: Path, group: h5py.Group, layers: Sequence[str] | None) -> tuple
     return header, stored
 
 
-def _matrix(path: Path, elem: h5py.Dataset, shape: tuple[int, int]) -> Matrix:
+def _matrix(path: Path, elem: h5py.Dataset, shape: tuple[int, int], in_memory: int) -> Matrix:
     """Return a stored matrix: a dense one as it is on disk, a sparse one in memory or by blocks."""
     if not isinstance(elem, h5py.Group | zarr.Group):
         usable_dtype(elem.dtype, str(path))
@@ -134,7 +137,7 @@ def _matrix(path: Path, elem: h5py.Dataset, shape: tuple[int, int]) -> Matrix:
             raise ValueError(f"expected matrices of {shape[0]} cells x {shape[1]} genes, got {elem.shape}")
         return elem
     by_genes = str(elem.attrs.get("encoding-type", "")).startswith("csc")
-    return read_matrix(path, elem, shape, memory_budget() if by_genes else _IN_MEMORY)
+    return read_matrix(path, elem, shape, matrix_budget() if by_genes else in_memory)
 
 
 def _dtype(stored: Mapping[str, Matrix]) -> np.dtype:

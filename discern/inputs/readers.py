@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discern.data import chunks
 from discern.data.chunks import estimate_csr_nbytes, is_lazy
 from discern.errors import InvalidInputError
 from discern.inputs import raw_counts
@@ -15,6 +14,7 @@ from discern.inputs.hdf5 import read_hdf5, read_zarr
 from discern.inputs.mtx import has_mtx, is_mtx, read_mtx
 from discern.inputs.tables import TABLES, read_table
 from discern.runtime.foreign import check_input, reading
+from discern.runtime.memory import matrix_budget
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_raw_inputs(
         InvalidInputError: If genes would be matched by their place, for want of names.
     """
     paths = list(map(str, files))
-    left = chunks.memory_budget() if budget is None else budget
+    left = matrix_budget() if budget is None else budget
     layers = layers or {}
     found: dict[str, ad.AnnData] = {}
     genes: Collection[str] = ()

@@ -25,9 +25,9 @@ NEIGHBOURS = 5
 #: A cell's nearest in its batch, of which those that have it among theirs, too, share their distances with it.
 OWN_NEIGHBOURS = 15
 
-#: Reference cells that distances are measured to, and cells of a batch among which neighbours are sought: more would
-#: not change distances by much.
-_CELLS_AT_ONCE = 10_000
+MOST_CELLS = 10_000
+"""Reference cells that distances are measured to, and cells of a batch among which neighbours are sought: more would
+not change distances by much."""
 
 _STRANGE = 0.5
 """Share of a batch beyond the line from which on it is unlike the reference as a whole."""
@@ -56,7 +56,12 @@ def _neighbours(points: np.ndarray, k: int, queries: np.ndarray | None = None) -
 
 
 def reference_distance(
-    latent: np.ndarray, batches: np.ndarray, is_reference: np.ndarray, k: int = NEIGHBOURS, seed: int = 0
+    latent: np.ndarray,
+    batches: np.ndarray,
+    is_reference: np.ndarray,
+    k: int = NEIGHBOURS,
+    seed: int = 0,
+    most_cells: int = MOST_CELLS,
 ) -> np.ndarray:
     """Return how far each cell is from the reference, in units of a reference cell's usual distance from its like.
 
@@ -73,8 +78,9 @@ def reference_distance(
         batches: The batch of each cell.
         is_reference: Which cells are the reference: its training cells.
         k: Neighbours in the reference; fewer if it is small.
-        seed: Of the choice of 10,000 reference cells, if there are more, and of the parts of 10,000 cells in which
-            neighbours in the own batch are sought.
+        seed: Of the choice of cells.
+        most_cells: Of more reference cells, as many are chosen; neighbours in the own batch are sought in parts of as
+            many.
 
     Returns:
         float32, (cells,).
@@ -89,20 +95,25 @@ def reference_distance(
         >>> [bool(part) for part in (0.8 < np.median(distance[200:-1]) < 1.2, distance[-1] > 2)]
         [True, True]
     """
-    _, distance, scale = _unscaled(latent, batches, is_reference, k, np.random.default_rng(seed))
+    _, distance, scale = _unscaled(latent, batches, is_reference, k, np.random.default_rng(seed), most_cells)
     scaled: np.ndarray = distance / scale
     return scaled
 
 
 def _unscaled(
-    latent: np.ndarray, batches: np.ndarray, is_reference: np.ndarray, k: int, generator: np.random.Generator
+    latent: np.ndarray,
+    batches: np.ndarray,
+    is_reference: np.ndarray,
+    k: int,
+    generator: np.random.Generator,
+    most_cells: int = MOST_CELLS,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Return the numbers of the reference cells used, the distance of each cell, and the unit of these distances."""
     reference = np.flatnonzero(is_reference)
     if len(reference) < 2:
         raise InvalidInputError(f"expected at least two reference cells, got {len(reference)}")
-    if len(reference) > _CELLS_AT_ONCE:
-        reference = np.sort(generator.choice(reference, _CELLS_AT_ONCE, replace=False))
+    if len(reference) > most_cells:
+        reference = np.sort(generator.choice(reference, most_cells, replace=False))
     others = np.setdiff1d(np.arange(len(latent)), reference)
     k = min(k, len(reference) - 1)
     directions = _directions(latent)
@@ -110,7 +121,7 @@ def _unscaled(
     own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
     if len(others):
         own[others] = _neighbours(directions[reference], k, directions[others])[0].mean(axis=1)
-    distance = _smoothed(own, directions, batches, generator)
+    distance = _smoothed(own, directions, batches, generator, most_cells)
     scale = float(np.median(distance[reference]))
     return reference, distance, scale if scale > 0 else 1.0
 
@@ -121,13 +132,17 @@ def _directions(latent: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(
-    own: np.ndarray, directions: np.ndarray, batches: np.ndarray, generator: np.random.Generator
+    own: np.ndarray,
+    directions: np.ndarray,
+    batches: np.ndarray,
+    generator: np.random.Generator,
+    most_cells: int = MOST_CELLS,
 ) -> np.ndarray:
     """Return the mean of each cell's value and those of its mutual nearest neighbours in its batch."""
     smoothed = np.empty_like(own)
     for batch in np.unique(batches):
         cells = generator.permutation(np.flatnonzero(batches == batch))
-        for part in np.array_split(cells, -(-len(cells) // _CELLS_AT_ONCE)):
+        for part in np.array_split(cells, -(-len(cells) // most_cells)):
             smoothed[part] = _mutual_mean(directions[part], own[part])
     return smoothed
 

@@ -35,8 +35,6 @@ _LOGGER = logging.getLogger(__name__)
 Logs = dict[str, float] | None
 
 
-_SECONDS_BETWEEN_LINES = 60
-
 _CELLS_IN_PICTURES = 2000
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """Within an epoch; a checkpoint of the published network has 570 MB."""
@@ -113,10 +111,15 @@ class DelayedEarlyStopping(keras.callbacks.EarlyStopping):
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Show the loss, its parts and the time left: a bar on a terminal, elsewhere a log line an epoch or a minute."""
+    """Show the loss, its parts and the time left: a bar on a terminal, elsewhere a log line an epoch or a minute.
 
-    def __init__(self) -> None:
+    Args:
+        interval: Seconds between two lines.
+    """
+
+    def __init__(self, interval: float = 60.0) -> None:
         super().__init__()
+        self.interval = interval
         self._open = contextlib.ExitStack()
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -142,7 +145,7 @@ class TrainingProgress(keras.callbacks.Callback):
         if self._bar:
             self._advance(batch + 1 - self._done, detail=f"{self._name} {_parts(logs)}{self._validation}")
             self._done = batch + 1
-        elif time.monotonic() - self._logged > _SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._logged > self.interval:
             self._logged = time.monotonic()
             _LOGGER.info("%s, step %d of %d: %s", self._name, batch + 1, self.params["steps"], _parts(logs))
 

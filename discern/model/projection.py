@@ -23,12 +23,13 @@ from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
     import pandas as pd
 
+    from discern.data.chunks import Matrix
     from discern.data.processed import DISCERNData
     from discern.model.trained import TrainedNetwork
 
@@ -108,7 +109,10 @@ class Decoded(NamedTuple):
 
 
 def decoded_chunks(
-    trained: TrainedNetwork, latent: npt.NDArray[np.float32], batch_onehot: npt.NDArray[np.float32]
+    trained: TrainedNetwork,
+    latent: npt.NDArray[np.float32],
+    batch_onehot: npt.NDArray[np.float32],
+    chunk_size: int = CHUNK_SIZE,
 ) -> Iterator[Decoded]:
     """Decode latent codes, chunk by chunk.
 
@@ -116,10 +120,11 @@ def decoded_chunks(
         trained: The network.
         latent: Latent codes, (n_cells, n_latent).
         batch_onehot: The batches to decode as, (n_cells, n_batches), or (n_batches,) for all cells.
+        chunk_size: Cells that are decoded at once.
     """
     targets = np.broadcast_to(batch_onehot, (len(latent), batch_onehot.shape[-1]))
     begin = 0
-    for counts, detection in trained.decode(latent, targets, CHUNK_SIZE):
+    for counts, detection in trained.decode(latent, targets, chunk_size):
         rows = slice(begin, begin + len(counts))
         yield Decoded(rows, counts, detection)
         begin = rows.stop
@@ -266,6 +271,7 @@ def project(
     output: OutputFormat,
     seed: int = 0,
     store_sigmas: bool = False,
+    chunk_size: int = CHUNK_SIZE,
 ) -> list[Path]:
     """Write a file for each target; see `discern.DISCERN.project_to_metadata`.
 
@@ -279,17 +285,18 @@ def project(
         output: What they hold.
         seed: Of the draws of X.
         store_sigmas: Whether `obsm["X_DISCERN_sigma"]` is added.
+        chunk_size: Cells that are decoded and written at once.
     """
     calibrations: dict[str, Calibration] = {}
     if set(INTERVALS) & set(output.layers):
         calibrations = {name: judge.calibration(*target) for name, target in targets.items()}
     written: list[Path] = []
+    cells, count = judge.cells, -(-data.n_obs // chunk_size)
     for name, target in targets.items():
         path = folder / name
-        count = -(-data.n_obs // CHUNK_SIZE)
-        chunks = _written_chunks(
-            trained, judge.cells, data, judge.labels(*target), output.layers, seed, calibrations.get(name)
-        )
+        decoded = decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size)
+        measured = iter_blocks(data.X, chunk_size) if "measured" in output.layers else itertools.repeat((None, None))
+        chunks = _written_chunks(decoded, measured, cells.numbers, output.layers, seed, calibrations.get(name))
         empty = _without_matrices(data, judge, target, store_sigmas)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
@@ -297,21 +304,19 @@ def project(
 
 
 def _written_chunks(
-    trained: TrainedNetwork,
-    cells: EncodedCells,
-    data: DISCERNData,
-    batch_onehot: npt.NDArray[np.float32],
+    decoded: Iterable[Decoded],
+    measured: Iterable[tuple[object, Matrix | None]],
+    numbers: npt.NDArray[np.uint64],
     layers: Sequence[str],
     seed: int,
     calibration: Calibration | None,
-) -> Iterator[dict[str, np.ndarray]]:
-    measured = iter_blocks(data.X, CHUNK_SIZE) if "measured" in layers else itertools.repeat((None, None))
-    for decoded, (_, own) in zip(decoded_chunks(trained, cells.latent, batch_onehot), measured, strict=False):
-        chunk = {"estimated_counts": decoded.counts, "estimated_dropouts": decoded.detection, "measured": own}
+) -> Iterator[dict[str, Matrix]]:
+    for part, (_, own) in zip(decoded, measured, strict=False):
+        chunk = {"estimated_counts": part.counts, "estimated_dropouts": part.detection, "measured": own}
         if calibration is not None:
-            chunk |= zip(INTERVALS, calibration.interval(decoded.counts, decoded.detection), strict=True)
+            chunk |= zip(INTERVALS, calibration.interval(part.counts, part.detection), strict=True)
         if "X" in layers:
-            chunk["X"] = decoded.sampled(cells.numbers[decoded.rows], seed)
+            chunk["X"] = part.sampled(numbers[part.rows], seed)
         yield {layer: chunk[layer] for layer in layers}
 
 

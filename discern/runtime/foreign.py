@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 600
 _DEEPEST = 64
-_LONGEST_LINE = 2**26
+LONGEST_LINE = 2**26
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -166,8 +166,9 @@ def check_tree(folder: Path) -> dict[str, int]:
 class _ShortLines(io.RawIOBase):
     """A binary file that refuses a line without end, as a tiny compressed file can hold."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
+    def __init__(self, handle: IO[bytes], longest: int) -> None:
         self._handle = handle
+        self._longest = longest
         self._since = 0
 
     def readable(self) -> bool:
@@ -178,8 +179,8 @@ class _ShortLines(io.RawIOBase):
         buffer[: len(data)] = data
         last = data.rfind(b"\n")
         self._since = self._since + len(data) if last < 0 else len(data) - last - 1
-        if self._since > _LONGEST_LINE:
-            raise ValueError(f"a line of more than {_LONGEST_LINE >> 20} MB")
+        if self._since > self._longest:
+            raise ValueError(f"a line of more than {self._longest >> 20} MB")
         return len(data)
 
     def close(self) -> None:
@@ -187,8 +188,12 @@ class _ShortLines(io.RawIOBase):
         super().close()
 
 
-def open_text(path: Path) -> io.BufferedReader:
+def open_text(path: Path, longest_line: int = LONGEST_LINE) -> io.BufferedReader:
     r"""Open a text file as bytes, unpacked if it is gzipped, whatever its name; no line is longer than memory.
+
+    Args:
+        path: The file.
+        longest_line: Bytes of a line; a longer one is a ValueError when it is read.
 
     Raises:
         MissingFileError: If nothing is there.
@@ -209,4 +214,4 @@ def open_text(path: Path) -> io.BufferedReader:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     handle = cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")  # noqa: SIM115 (closed with what is returned)
-    return io.BufferedReader(_ShortLines(handle), 2**20)
+    return io.BufferedReader(_ShortLines(handle, longest_line), 2**20)

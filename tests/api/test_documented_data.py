@@ -222,11 +222,14 @@ def test_discern_data_reads_files_and_folders(recipe: preprocessing.WAERecipe, t
 
 
 def test_parts_of_cells_that_do_not_fit_into_memory(
-    recipe: preprocessing.WAERecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    recipe: preprocessing.WAERecipe,
+    tmp_path: Path,
+    limit_memory: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     recipe.dump(tmp_path)
     recipe.dump_tf_records(tmp_path / "TF_records")
-    monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
+    limit_memory(matrix=0)
     data = processed.DISCERNData.from_folder(tmp_path, 10)
     of_b = (data.obs["batch"] == "b").to_numpy()
     for part in (data[of_b], data[of_b].copy()):
@@ -640,9 +643,8 @@ def test_records_need_a_data_set_made_for_them(data: processed.DISCERNData, tmp_
         writer.write_dataset(train, "train")
 
 
-def test_a_split_written_again_replaces_the_former_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discern.data.records.CELLS_PER_SHARD", 2)
-    for cells in (5, 1):
+def test_a_split_written_again_replaces_the_former_shards(tmp_path: Path) -> None:
+    for cells in (5000, 1):
         io.TFRecordsWriter(tmp_path).write_dataset([b"cell"] * cells, "train")
     assert [file.name for file in tmp_path.glob("training*")] == ["training-00000-of-00001.tfrecords"]
 

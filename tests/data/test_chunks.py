@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data import chunks
-from discern.data.chunks import estimate_csr_nbytes, is_lazy, iter_blocks, memory_budget, read_cells
+from discern.data.chunks import estimate_csr_nbytes, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError
+from discern.runtime.memory import matrix_budget
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -56,7 +57,7 @@ def test_estimate_is_what_scipy_takes() -> None:
 
 
 def test_budget_is_a_part_of_the_memory() -> None:
-    assert 2**20 < memory_budget() < 2**50
+    assert 2**20 < matrix_budget() < 2**50
 
 
 @pytest.fixture
@@ -70,9 +71,14 @@ def cells() -> ad.AnnData:
 @pytest.mark.parametrize("budget", [0, None])
 @pytest.mark.filterwarnings("ignore:.*zarr v[23]")  # of anndata, about its future default
 def test_read_cells_lazily_or_not_gives_the_same(
-    cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, dense: bool, budget: int | None
+    cells: ad.AnnData,
+    tmp_path: Path,
+    limit_memory: Callable[..., None],
+    suffix: str,
+    dense: bool,
+    budget: int | None,
 ) -> None:
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 7 * 64)
+    limit_memory(block=7 * 64)
     path = tmp_path / f"cells{suffix}"
     stored = cells.copy()
     if dense:
@@ -86,13 +92,13 @@ def test_read_cells_lazily_or_not_gives_the_same(
 
 
 def test_cells_by_genes_too_large_for_memory_say_what_to_do(
-    cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: ad.AnnData, tmp_path: Path, limit_memory: Callable[..., None]
 ) -> None:
     cells.X = cells.X.tocsc()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     assert read_cells(tmp_path / "cells.h5ad").X.format == "csr"
     assert read_cells(tmp_path / "cells.h5ad", budget=0).X.format == "csr", "they cannot be read block by block"
-    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
+    limit_memory(matrix=0)
     with pytest.raises(InvalidInputError, match=r"stored by genes \(CSC\).*store it by cells"):
         read_cells(tmp_path / "cells.h5ad", budget=0)
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data import chunks
 from discern.data.annotation import np_one_hot
 from discern.data.chunks import is_lazy, iter_blocks
 from discern.data.processed import DISCERNData, make_dataset_from_anndata
@@ -43,9 +42,8 @@ def experiment(recipe: WAERecipe, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "memory_budget", lambda: 0)
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 30 * 16)
+def without_memory(limit_memory: Callable[..., None]) -> None:
+    limit_memory(matrix=0, block=30 * 16)
 
 
 def _cells(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:

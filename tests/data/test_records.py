@@ -84,11 +84,8 @@ def test_original_records_are_read(golden: Path) -> None:
         np.testing.assert_array_equal(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)])
 
 
-def test_shards_hold_each_cell_once_and_are_shuffled(
-    cells: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "CELLS_PER_SHARD", 10)
-    write_records(cells, tmp_path / "TF_records", seed=3)
+def test_shards_hold_each_cell_once_and_are_shuffled(cells: ad.AnnData, tmp_path: Path) -> None:
+    write_records(cells, tmp_path / "TF_records", seed=3, cells_per_shard=10)
     files = current_records(tmp_path / "TF_records", cells)
     assert files is not None
     assert [file.name for file in files["validate"]] == [

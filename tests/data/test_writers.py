@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data import writers
 from discern.data.chunks import hdf5_lock, iter_blocks, read_cells
 from discern.data.writers import generate_h5ad, write_blocks
 from discern.errors import InvalidInputError
@@ -65,9 +64,7 @@ def test_round_trip(
         for start in range(0, n_cells, step)
     ]
     path = tmp_path_factory.mktemp("round_trip") / f"cells{suffix}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writers, "_CHUNK_BYTES", chunk_bytes)
-        write_blocks(path, _header(n_cells, n_genes), blocks)
+    write_blocks(path, _header(n_cells, n_genes), blocks, chunk_bytes=chunk_bytes)
     read = _read(path)
     np.testing.assert_array_equal(_dense(read.X), X.toarray())
     np.testing.assert_array_equal(_dense(read.layers["estimated_counts"]), layer)

@@ -18,7 +18,6 @@ from click.testing import CliRunner, Result
 from scipy import sparse
 
 from discern.cli.commands import cli
-from discern.data import chunks
 from discern.experiment import new_cells
 from discern.model import exported, projection
 from discern.reconstructor import Reconstructor
@@ -557,13 +556,17 @@ def test_a_dry_run_says_what_would_be_made_and_makes_nothing(with_file: bool, ma
 
 
 def test_large_files_are_read_block_by_block_and_never_made_dense(
-    made: Path, raw: ad.AnnData, whole: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path,
+    raw: ad.AnnData,
+    whole: ad.AnnData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_memory: Callable[..., None],
 ) -> None:
     many = ad.concat([raw] * 12, index_unique="-")
     many.var = raw.var
     many.write_h5ad(tmp_path / "new.h5ad")
-    monkeypatch.setattr(new_cells, "_IN_MEMORY", 1000)
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 200 * N_GENES)
+    limit_memory(matrix=1000, block=200 * N_GENES)
     sizes = []
     to_dense = sparse.csr_matrix.toarray
 

@@ -35,8 +35,11 @@ from discern.preprocessing.appending import save_data
 from discern.preprocessing.new_cells import OnlineWAERecipe
 from discern.preprocessing.recipe import read_process_serialize
 from discern.runtime.atomic import finish_publishing, publish
+from discern.runtime.memory import limited
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import keras
 
 LSN = 20000
@@ -136,12 +139,12 @@ class TestRecipe:
         reference: DISCERNData,
         raw: dict[str, ad.AnnData],
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        limit_memory: Callable[..., None],
         lazy: bool,
     ) -> None:
         raw["new"][:, 7:].write_h5ad(tmp_path / "new.h5ad")
         if lazy:
-            monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
+            limit_memory(matrix=0)
         new = OnlineWAERecipe(
             reference, PARAMETERS, input_files=[tmp_path / "new.h5ad"], fill_missing_genes=True
         )().sc_raw
@@ -693,11 +696,10 @@ def test_twice_in_a_row(ours: Path, trained: Path, raw: dict[str, ad.AnnData], t
     assert projected(ours, "newer").n_obs == data.n_obs
 
 
-def test_data_that_does_not_fit_into_memory(ours: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
-    assert is_lazy(DISCERNData.from_folder(ours, 8).X)
-    online_training(ours, trained / "new.h5ad", freeze=False)
-    monkeypatch.undo()
+def test_data_that_does_not_fit_into_memory(ours: Path, trained: Path) -> None:
+    with limited(matrix=0):
+        assert is_lazy(DISCERNData.from_folder(ours, 8).X)
+        online_training(ours, trained / "new.h5ad", freeze=False)
     assert DISCERNData.from_folder(ours, 8).n_obs == 165 + 55
     assert projected(ours, "new").n_obs == 165 + 55
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -23,6 +24,8 @@ from discern.experiment.project import run_projection
 from discern.experiment.runner import DISCERNRunner, run_exp_multiprocess
 from discern.experiment.train import run_train
 from discern.folder.locks import locked
+from discern.model import training
+from discern.model.callbacks import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +85,7 @@ class TestTrainingThatWasKilledWithinAnEpoch:
     @pytest.fixture
     def killed(self, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         """A function that trains until a step (from 0) of an epoch (from 0) and is killed then."""
-        monkeypatch.setattr("discern.model.callbacks.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr(training, "Checkpoint", functools.partial(Checkpoint, interval=0.0))
         self.steps: list[tuple[int, int]] = []
         self.averaged: list[float] = []
 

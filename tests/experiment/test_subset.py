@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from scipy import sparse
 
 from discern.cli.commands import cli
-from discern.data import chunks
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.experiment import subset
 from discern.experiment.subset import write_subset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -65,15 +65,15 @@ def _read(path: Path) -> ad.AnnData:
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_a_subset_holds_what_anndata_would_have_cut(
-    cells: ad.AnnData, stored: Path, tmp_path: Path, suffix: str, on_disk: bool, monkeypatch: pytest.MonkeyPatch
+    cells: ad.AnnData, stored: Path, tmp_path: Path, suffix: str, on_disk: bool, limit_memory: Callable[..., None]
 ) -> None:
     if on_disk:
-        monkeypatch.setattr(subset, "_IN_MEMORY", 0)
-        monkeypatch.setattr(subset, "rows_per_block", lambda genes: 16)
-        monkeypatch.setattr(chunks, "rows_per_block", lambda genes: 16)
+        limit_memory(block=16 * cells.n_vars)
     small = tmp_path / f"small{suffix}"
+    in_memory = 0 if on_disk else subset.IN_MEMORY
 
-    assert write_subset(stored, small, ["batch:b", "batch:c", "type:T:1"], ["SYM7", "g3", "sym20"]) == small
+    chosen = (["batch:b", "batch:c", "type:T:1"], ["SYM7", "g3", "sym20"])
+    assert write_subset(stored, small, *chosen, in_memory=in_memory) == small
 
     kept = cells.obs["batch"].isin(["b", "c"]) & (cells.obs["type"] == "T:1")
     wanted, found = cells[kept, ["g3", "g7", "g20"]].copy(), _read(small)

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from discern.data import chunks
 from discern.data.chunks import iter_blocks
 from discern.errors import InvalidInputError
 from discern.inputs.readers import read_raw_input, read_raw_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 COUNTS = np.array([[1, 0, 2], [0, 3, 0]])
@@ -192,9 +192,9 @@ def _twice(dtype: Any = np.float32) -> sparse.csr_matrix:
 )  # fmt: skip
 @pytest.mark.parametrize("budget", [None, 0])
 def test_every_kind_of_numbers_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, X: Any, budget: int | None
+    tmp_path: Path, limit_memory: Callable[..., None], X: Any, budget: int | None
 ) -> None:
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 3)
+    limit_memory(block=3)
     _cells(X).write_h5ad(tmp_path / "c.h5ad")
     if budget == 0 and isinstance(X, sparse.csc_matrix):
         return

@@ -173,9 +173,9 @@ class TestCheckpoint:
 
 
 class TestTrainingProgress:
-    def train(self, epochs: int) -> None:
+    def train(self, epochs: int, **arguments: float) -> None:
         cells = make_cells({"a": (16, 8)})
-        make_model(cells).training(cells, [TrainingProgress()], max_steps=epochs)
+        make_model(cells).training(cells, [TrainingProgress(**arguments)], max_steps=epochs)
 
     def test_a_log_line_an_epoch(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
@@ -185,12 +185,9 @@ class TestTrainingProgress:
         for part in ("loss ", "counts ", "dropouts ", "mmd ", "sigma ", "validation "):
             assert part in lines[0]
 
-    def test_a_line_within_a_long_epoch(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_line_within_a_long_epoch(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
-        monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_LINES", -1)
-        self.train(epochs=1)
+        self.train(epochs=1, interval=-1)
         lines = [record.message for record in caplog.records if record.name == callbacks.__name__]
         steps = [f"epoch 1/1, step {step} of 4" for step in (1, 2, 3, 4)]
         assert [line.split(":")[0] for line in lines] == [*steps, "epoch 1 of 1"]

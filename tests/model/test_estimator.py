@@ -18,6 +18,8 @@ from discern import DISCERN, DISCERNData
 from discern.data.annotation import np_one_hot
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.model.callbacks import DelayedEarlyStopping
+from discern.model.projection import OwnCells, project
+from discern.model.targets import OutputFormat
 from discern.networks import losses, optimizers
 
 if TYPE_CHECKING:
@@ -166,15 +168,24 @@ class TestProjection:
         assert (ours.layers["measured"] != cells.X).nnz == 0
         assert ours.raw is None
 
-    def test_blocks_do_not_show(
-        self, original: DISCERN, cells: DISCERNData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (whole,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "whole")
-        monkeypatch.setattr("discern.model.projection.CHUNK_SIZE", 37)
-        (parts,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "parts")
-        for layer in ("estimated_counts", "estimated_dropouts"):
-            wanted = ad.read_h5ad(whole).layers[layer]
-            np.testing.assert_allclose(ad.read_h5ad(parts).layers[layer], wanted, atol=1e-5)
+    def test_blocks_do_not_show(self, original: DISCERN, cells: DISCERNData, tmp_path: Path) -> None:
+        layers = ("estimated_counts", "estimated_dropouts", "measured")
+        (whole,) = original.project_to_metadata(cells, [("batch", "celseq2")], tmp_path / "whole", layers=layers)
+        targets = {"parts.h5ad": ("batch", "celseq2")}
+        (parts,) = project(
+            original.trained,
+            cells,
+            OwnCells.of(original.trained, cells),
+            targets,
+            tmp_path,
+            OutputFormat(layers),
+            chunk_size=37,
+        )
+        for layer in layers:
+            ours, wanted = (ad.read_h5ad(path).layers[layer] for path in (parts, whole))
+            if sparse.issparse(wanted):
+                ours, wanted = ours.toarray(), wanted.toarray()
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
     @pytest.mark.parametrize("kind", ["dense", "csc", "dask", "float64"])
     def test_any_kind_of_matrix_encodes_alike(self, original: DISCERN, cells: DISCERNData, kind: str) -> None:

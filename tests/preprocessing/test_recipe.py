@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data import chunks
 from discern.data.chunks import estimate_csr_nbytes, is_lazy, iter_blocks
 from discern.data.processed import DISCERNData
 from discern.data.records import current_records
@@ -37,10 +36,11 @@ def _dense(X: Any) -> np.ndarray:
 
 
 @pytest.fixture(params=["memory", "lazy"])
-def golden_recipe(request: pytest.FixtureRequest, golden: Path, monkeypatch: pytest.MonkeyPatch) -> WAERecipe:
+def golden_recipe(
+    request: pytest.FixtureRequest, golden: Path, monkeypatch: pytest.MonkeyPatch, limit_memory: Callable[..., None]
+) -> WAERecipe:
     if request.param == "lazy":
-        monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: 0)
-        monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 1500 * 37)
+        limit_memory(matrix=0, block=1500 * 37)
     monkeypatch.chdir(golden)
     recipe = WAERecipe(json.loads((golden / "experiment" / "parameters.json").read_text()))
     assert is_lazy(recipe.sc_raw.X) == (request.param == "lazy")
@@ -143,7 +143,7 @@ def test_missing_input(tmp_path: Path) -> None:
 
 
 def test_counts_that_do_not_fit_into_memory_give_the_same(
-    make_raw_cells: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_raw_cells: Make, tmp_path: Path, limit_memory: Callable[..., None]
 ) -> None:
     parameters = {
         "filtering": {"min_genes": 14, "min_cells": 60},
@@ -155,8 +155,7 @@ def test_counts_that_do_not_fit_into_memory_give_the_same(
         cells.write_h5ad(tmp_path / f"{name}.h5ad")
     files = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
     wanted = WAERecipe(parameters, input_files=files)().sc_raw
-    monkeypatch.setattr("discern.data.chunks.memory_budget", lambda: estimate_csr_nbytes(cells.X) + 1000)
-    monkeypatch.setattr(chunks, "_BLOCK_ENTRIES", 30 * 16)
+    limit_memory(matrix=estimate_csr_nbytes(cells.X) + 1000, block=30 * 16)
     recipe = WAERecipe(parameters, input_files=files)
     assert is_lazy(recipe.sc_raw.X)
     found = recipe().sc_raw
