@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from discern.config.fields import shown
 from discern.config.reading import load_parameters
 from discern.errors import InvalidInputError
-from discern.folder.layout import ExperimentFolder
+from discern.folder.layout import UNFINISHED, ExperimentFolder, models
 from discern.folder.locks import locked
 from discern.runtime.atomic import replacing
 
@@ -112,7 +112,8 @@ def _is_free(key: str) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(ExperimentFolder(folder).job.glob("*.h5")) or any(ExperimentFolder(folder).job.glob("*.hdf5"))
+    job = ExperimentFolder(folder).job
+    return bool(models(job)) or (job / UNFINISHED).is_file()
 
 
 def _listed(changed: Mapping[str, tuple[object, object]]) -> str:

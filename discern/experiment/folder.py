@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from discern.config.reading import load_parameters
 from discern.errors import MissingFileError
-from discern.folder.layout import UNFINISHED, ExperimentFolder
+from discern.folder.layout import ExperimentFolder, models
 from discern.folder.locks import recover
 
 if TYPE_CHECKING:
@@ -82,9 +82,4 @@ def require_model(exp_folder: Path) -> None:
 
 def has_model(exp_folder: Path) -> bool:
     """Return whether the experiment has a model of a finished epoch."""
-    job = ExperimentFolder(exp_folder).job
-    return job.is_dir() and any(
-        path.suffix in (".h5", ".hdf5")
-        for path in job.iterdir()
-        if not path.name.startswith(".") and path.name != UNFINISHED
-    )
+    return bool(models(ExperimentFolder(exp_folder).job))

@@ -17,7 +17,7 @@ from discern.errors import MissingFileError
 from discern.evaluation.selection import best_measured
 from discern.experiment.edits import describe_edits
 from discern.experiment.init import epochs_trained, size_on_disk, size_text
-from discern.folder.layout import ExperimentFolder
+from discern.folder.layout import ExperimentFolder, models
 from discern.folder.locks import recover, recover_all
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ def _maker(uns: Mapping[str, object]) -> str:
 
 
 def _models(job: Path) -> Iterator[str]:
-    for path in sorted([*job.glob("*.h5"), *job.glob("*.hdf5")]):
+    for path in models(job):
         with open_hdf5(path, "not a complete model file") as handle:
-            if "step" in handle.attrs:
-                continue  # no model to project with, but a checkpoint within an epoch
             epoch = whole_number(handle.attrs, "epoch", 0) if "epoch" in handle.attrs else None
             loss = f", validation loss {handle.attrs['val_loss']:.6g}" if "val_loss" in handle.attrs else ""
         if epoch is None:

@@ -100,6 +100,12 @@ class ExperimentFolder:
         return self.path / "original_data"
 
 
+def models(job: Path) -> list[Path]:
+    """Return the model files in a folder, by name; a checkpoint within an epoch is none."""
+    files = (path for path in job.glob("*") if path.suffix in (".h5", ".hdf5"))
+    return sorted(path for path in files if path.name != UNFINISHED and not path.name.startswith("."))
+
+
 def is_output(name: str) -> bool:
     """Whether an entry of an experiment's folder is made by commands, from data.
 

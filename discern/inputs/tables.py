@@ -47,28 +47,17 @@ _NO_CELLS = {
     *("chromosome_name", "start_position", "end_position", "width", "entrez_id", "entrez", "entrezid", "hgnc_id"),
     *("entrez_gene_id", "ncbi_gene_id", "ncbi_id", "transcript_length", "cds_length", "exon_count", "gc_percent"),
     *("percentage_gene_gc_content", "basepairs", "locus", "map_location"),
-    *(
-        "total",
-        "totals",
-        "total_counts",
-        "total_count",
-        "grand_total",
-        "sum",
-        "row_sum",
-        "rowsum",
-        "rowsums",
-        "row_total",
-    ),
 }
 _ONE_SAMPLE = {
     *("est_counts", "eff_length", "effective_length", "tpm", "fpkm", "rpkm", "expected_count", "isopct"),
     *("numreads", "effectivelength"),
 }
-_SUMMARY = re.compile(
-    r"(grand[ _.]?)?totals?|total[ _.]counts?|(col(umn)?)?[ _.]?sums?|"
+_TOTAL = re.compile(r"((grand|row|col|column)_?)?(total|sum)s?|total_counts?")
+_COUNTED_APART = re.compile(
     r"__(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)|N_(unmapped|multimapping|noFeature|ambiguous)",
     re.IGNORECASE,
 )
+"""What HTSeq and STAR count beside the genes."""
 
 
 def read_table(path: Path, suffix: str, genes: Collection[str] = ()) -> ad.AnnData:
@@ -296,7 +285,7 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
     counts = sparse.vstack(parts, format="csr")
     columns = np.array(layout.header, dtype=object)[kept]
     if not turned:
-        genuine = np.array([not _SUMMARY.fullmatch(name) for name in rows])
+        genuine = np.array([not _is_no_gene(name) for name in rows])
         if not genuine.all():
             _LOGGER.warning("%s: rows that are no genes are left out: %s", path, ", ".join(rows[~genuine]))
             counts, rows = counts[np.flatnonzero(genuine)], rows[genuine]
@@ -309,22 +298,27 @@ def _read(path: Path, layout: _Layout, genes: Collection[str]) -> ad.AnnData:
     return ad.AnnData(X=X, obs=pd.DataFrame(index=pd.Index(cells)), var=pd.DataFrame(index=pd.Index(found)))
 
 
+def _is_no_gene(name: str) -> bool:
+    return bool(_TOTAL.fullmatch(normal(name)) or _COUNTED_APART.fullmatch(name))
+
+
+def _is_no_cell(name: str) -> bool:
+    return bool(_TOTAL.fullmatch(normal(name))) or normal(name) in _NO_CELLS
+
+
 def _value_columns(path: Path, layout: _Layout, turned: bool) -> np.ndarray:
     """Which of the columns hold counts."""
-    names = [normal(name) for name in layout.header]
-    one_sample = [name for name, plain in zip(layout.header, names, strict=True) if plain in _ONE_SAMPLE]
+    one_sample = [name for name in layout.header if normal(name) in _ONE_SAMPLE]
     if one_sample and not turned:
         raise InvalidInputError(
             f"{path}: expected a column for each cell, columns {', '.join(one_sample)} are of one sample's result "
             "(kallisto, RSEM, salmon); make one table of the counts of all cells"
         )
-    out = [bool(_SUMMARY.fullmatch(name)) if turned else plain in _NO_CELLS
-           for name, plain in zip(layout.header, names, strict=True)]  # fmt: skip
-    if any(out):
-        left = [name for name, no in zip(layout.header, out, strict=True) if no]
-        kind = "genes" if turned else "cells"
-        _LOGGER.warning("%s: columns that are no %s are left out: %s", path, kind, ", ".join(left))
-    kept = np.flatnonzero(~np.array(out, dtype=bool))
+    out = np.array([_is_no_gene(name) if turned else _is_no_cell(name) for name in layout.header])
+    if out.any():
+        left = ", ".join(np.array(layout.header)[out])
+        _LOGGER.warning("%s: columns that are no %s are left out: %s", path, "genes" if turned else "cells", left)
+    kept = np.flatnonzero(~out)
     if not len(kept):
         raise InvalidInputError(f"{path}: expected a column for each cell, there are only {', '.join(layout.header)}")
     return kept
@@ -332,7 +326,7 @@ def _value_columns(path: Path, layout: _Layout, turned: bool) -> np.ndarray:
 
 def _cells_are_rows(path: Path, layout: _Layout, genes: Collection[str]) -> bool:
     """Decide which way round a table is, and say so."""
-    header = [name for name in layout.header if normal(name) not in _NO_CELLS]
+    header = [name for name in layout.header if not _is_no_cell(name)]
     known = set(genes)
     rows, columns = sum(name in known for name in layout.rows), sum(name in known for name in header)
     shares = rows / len(layout.rows), columns / max(1, len(header))

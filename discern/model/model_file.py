@@ -76,10 +76,8 @@ def find_model(directory: Path) -> Path | None:
         for name in (layout.LAST, layout.BEST, "best_model.hdf5"):
             if (folder / name).is_file():
                 return folder / name
-        others = [path for pattern in ("*.hdf5", "*.h5") for path in folder.glob(pattern) if path.name[0] != "."]
-        others.sort(key=lambda path: path.stat().st_mtime)
-        if others:
-            return others[-1]
+        if others := layout.models(folder):
+            return max(others, key=lambda path: path.stat().st_mtime)
     return None
 
 
