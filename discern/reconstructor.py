@@ -19,7 +19,7 @@ from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError, UnknownNameError, nearest
-from discern.experiment.folder import open_experiment
+from discern.experiment.folder import open_experiment, read_network
 from discern.experiment.online import train_further
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
@@ -369,7 +369,7 @@ class Reconstructor:
             InvalidInputError: If there is no new batch, the cells cannot be used, or the training diverges; the model
                 is as it was then.
         """
-        trained, reference = self._fitted()
+        estimator, reference = self._fitted()
         recipe = OnlineWAERecipe(
             reference,
             self._experiment,
@@ -380,7 +380,7 @@ class Reconstructor:
         batch_size = self._experiment.training.batch_size
         cells = DISCERNData(recipe.sc_raw, batch_size)
         callbacks = _callbacks(self._experiment.training)
-        estimator, metrics = train_further(trained, self._experiment, cells, True, callbacks)
+        estimator, metrics = train_further(estimator.trained, self._experiment, cells, True, callbacks)
         self._take(DISCERNData(joined(cells, reference), batch_size), estimator, metrics.history)
         return self
 
@@ -433,11 +433,10 @@ class Reconstructor:
         if folder.is_file():
             return cls._of_exported(exported.read(folder))
         model = cls()
-        estimator, model._experiment = open_experiment(folder)
+        model._experiment = open_experiment(folder)
         model.data = DISCERNData.from_folder(folder, model._experiment.training.batch_size)
-        estimator.restore_model(ExperimentFolder(folder).job)
-        estimator.prepare_projection(model.data)
-        model.estimator = estimator
+        trained = read_network(folder, model._experiment, model.data)
+        model.estimator = DISCERN.from_experiment(model._experiment, trained)
         model.history = history.read(ExperimentFolder(folder).job)
         return model
 

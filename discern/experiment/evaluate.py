@@ -51,19 +51,18 @@ def evaluate(
     """
     from discern.data.processed import DISCERNData
     from discern.evaluation.report import render
-    from discern.experiment.folder import open_experiment
+    from discern.experiment.folder import open_experiment, read_network
 
     exp_folder = Path(exp_folder)
-    model, experiment = open_experiment(exp_folder)
+    experiment = open_experiment(exp_folder)
     data = DISCERNData.from_folder(exp_folder, experiment.training.batch_size)
     comparison = Comparison.choose(data.obs, reference, sources, label)
     markers = find_genes(genes, data.var)
     if label is None:
         found = "no obs column found" if comparison.label is None else f"obs column {comparison.label!r}"
         _LOGGER.info("cell types: %s; --label names another", found)
-    model.restore_model(ExperimentFolder(exp_folder).job)
-    model.prepare_projection(data)
-    evaluation = measure(model.trained, data, comparison, exp_folder.name, markers)
+    trained = read_network(exp_folder, experiment, data)
+    evaluation = measure(trained, data, comparison, exp_folder.name, markers)
     names = ["report.html", "evaluation.json", "cells.csv", "genes.csv"]
     with progress.phase("writing the report"), replacing(ExperimentFolder(exp_folder).evaluation) as folder:
         folder.mkdir()

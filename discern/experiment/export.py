@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discern.errors import InvalidInputError
-from discern.experiment.folder import load_experiment, require_model, setup_exp
+from discern.experiment.folder import load_experiment, open_experiment, read_network, require_model
 from discern.folder.layout import ExperimentFolder
 from discern.folder.locks import locked
 from discern.model import exported
@@ -47,16 +47,15 @@ def export(exp_folder: Path, file: Path, made_by: str, licence: str | None = Non
         raise InvalidInputError(f"{file}: expected a name that ends in {exported.SUFFIX}")
     if file.exists() or file.is_symlink():
         raise InvalidInputError(f"{file} is there already: remove it or give another name")
-    model, parameters = setup_exp(exp_folder)
+    experiment = open_experiment(exp_folder)
     require_model(exp_folder)
     with locked(exp_folder):
-        model.restore_model(ExperimentFolder(exp_folder).job)
         data = load_experiment(exp_folder, None, batch_size=1)
-        model.prepare_projection(data)
+        trained = read_network(exp_folder, experiment, data)
         batches = [str(name) for name in data.obs["batch"].cat.categories]
-        known = of_experiment(exp_folder, model.trained, [None, *batches], lambda: data)
-        card = {"made_by": made_by, "licence": licence, **_card(exp_folder, model.start_step, known)}
-    exported.write(file, model.trained, parameters, known, card)
+        known = of_experiment(exp_folder, trained, [None, *batches], lambda: data)
+        card = {"made_by": made_by, "licence": licence, **_card(exp_folder, trained.epoch, known)}
+    exported.write(file, trained, experiment.as_dict(), known, card)
     return file
 
 

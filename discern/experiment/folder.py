@@ -16,16 +16,14 @@ if TYPE_CHECKING:
     from discern.config.schema import Experiment
     from discern.data.processed import DISCERNData
     from discern.model.estimator import DISCERN
+    from discern.model.trained import TrainedNetwork
 
 
-def open_experiment(exp_folder: Path) -> tuple[DISCERN, Experiment]:
-    """Read an experiment's parameters, set up threads and GPUs, and make its estimator.
+def open_experiment(exp_folder: Path) -> Experiment:
+    """Read an experiment's parameters, and set up threads and GPUs as they say.
 
     Args:
         exp_folder: EXPERIMENTS_DIR/NAME.
-
-    Returns:
-        The estimator, without a network yet, and the experiment's parameters.
 
     Raises:
         MissingFileError: If the folder holds no processed experiment.
@@ -43,16 +41,46 @@ def open_experiment(exp_folder: Path) -> tuple[DISCERN, Experiment]:
     if gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
         gpus = None  # the runner, Ray or the user has chosen; TensorFlow counts those from 0
     start_tensorflow(training.parallel_pc, gpus)
-
-    from discern.model.estimator import DISCERN
-
-    return DISCERN.from_experiment(experiment), experiment
+    return experiment
 
 
 def setup_exp(exp_folder: Path) -> tuple[DISCERN, JsonObject]:
-    """Do what `open_experiment` does; the parameters are a dictionary, as in a file."""
-    model, experiment = open_experiment(exp_folder)
-    return model, experiment.as_dict()
+    """Read an experiment's parameters, set up threads and GPUs, and make its estimator.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME.
+
+    Returns:
+        The estimator, without a network yet, and the experiment's parameters as in a file.
+
+    Raises:
+        MissingFileError: If the folder holds no processed experiment.
+    """
+    experiment = open_experiment(exp_folder)
+
+    from discern.model.estimator import DISCERN
+
+    return DISCERN.from_experiment(experiment), experiment.as_dict()
+
+
+def read_network(exp_folder: Path, experiment: Experiment, data: DISCERNData | None = None) -> TrainedNetwork:
+    """Read the newest model of an experiment.
+
+    Args:
+        exp_folder: EXPERIMENTS_DIR/NAME, trained.
+        experiment: Its parameters.
+        data: Cells that it must fit; one of the original program gets its scaling and names from them.
+
+    Raises:
+        MissingFileError: If there is no model.
+        InvalidInputError: If it is damaged, or does not fit the parameters or the cells.
+    """
+    from discern.model.building import NetworkParameters, fitted_to
+    from discern.model.restoring import restore
+
+    parameters = NetworkParameters.of(experiment)
+    trained = restore(ExperimentFolder(exp_folder).job, parameters)
+    return trained if data is None else fitted_to(parameters, trained, data)
 
 
 def load_experiment(exp_folder: Path, file: str | Path | None, batch_size: int) -> DISCERNData:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from discern.errors import InvalidInputError
-from discern.experiment.folder import load_experiment, open_experiment, require_model
+from discern.experiment.folder import load_experiment, open_experiment, read_network, require_model
 from discern.folder.layout import ExperimentFolder
 from discern.inputs import raw_counts
 from discern.inputs.merging import Source
@@ -51,16 +51,16 @@ def project_new_cells(exp_folder: Path, new: NewInput, wanted: Wanted) -> list[P
         UserError: If there is no model, or the cells do not fit it; nothing is written then.
     """
     exp_folder = Path(exp_folder)
-    model, experiment = open_experiment(exp_folder)
+    experiment = open_experiment(exp_folder)
     require_model(exp_folder)
     known = genes_of_experiment(ExperimentFolder(exp_folder))
     targets = wanted.targets(known.batches)
     recipe = read_new_cells(new, known, experiment)
-    model.restore_model(ExperimentFolder(exp_folder).job)
+    trained = read_network(exp_folder, experiment)
     known = of_experiment(
-        exp_folder, model.trained, _references(targets), lambda: load_experiment(exp_folder, None, batch_size=1)
+        exp_folder, trained, _references(targets), lambda: load_experiment(exp_folder, None, batch_size=1)
     )
-    return _write(model.trained, experiment, known, recipe, targets, _unlinked(new, exp_folder), wanted)
+    return _write(trained, experiment, known, recipe, targets, _unlinked(new, exp_folder), wanted)
 
 
 def project_with_model(file: Path, new: NewInput, wanted: Wanted) -> list[Path]:

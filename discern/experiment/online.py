@@ -15,7 +15,7 @@ from discern.data.epochs import number_of_epochs
 from discern.data.processed import DISCERNData
 from discern.data.records import write_records
 from discern.errors import InvalidInputError, MissingFileError
-from discern.experiment.folder import open_experiment
+from discern.experiment.folder import open_experiment, read_network
 from discern.experiment.runner import DISCERNRunner
 from discern.experiment.train import training_callbacks
 from discern.folder.layout import ExperimentFolder
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from discern.config.reading import Parameters
     from discern.config.schema import Experiment
+    from discern.model.trained import TrainedNetwork
     from discern.model.training import Metrics
 
 _LOGGER = logging.getLogger(__name__)
@@ -118,9 +119,10 @@ def _prepare_new_state(
     work: Path,
 ) -> None:
     """Make all that will be in the experiment's folder in `work/new`."""
-    trained, experiment = open_experiment(exp_folder)
-    trained.restore_model(ExperimentFolder(exp_folder).job)
-    cells = _add_cells(exp_folder, files, fill_missing_genes, trained, experiment, work)
+    experiment = open_experiment(exp_folder)
+    reference = DISCERNData.from_folder(exp_folder, experiment.training.batch_size)
+    trained = read_network(exp_folder, experiment, reference)
+    cells = _add_cells(exp_folder, files, fill_missing_genes, reference, experiment, work)
     _train(trained, experiment, cells, freeze, work / "new")
     shutil.copytree(ExperimentFolder(exp_folder).job, ExperimentFolder(work / "new").backup)
 
@@ -129,14 +131,12 @@ def _add_cells(
     exp_folder: Path,
     files: Sequence[str | Path] | Mapping[str, str | None],
     fill_missing_genes: bool,
-    trained: DISCERN,
+    reference: DISCERNData,
     experiment: Experiment,
     work: Path,
 ) -> DISCERNData:
     """Process new cells, write them together with the old ones to `work/new` and return them."""
     batch_size = experiment.training.batch_size
-    reference = DISCERNData.from_folder(exp_folder, batch_size)
-    trained.prepare_projection(reference)
     recipe = OnlineWAERecipe(reference, experiment, input_files=files, fill_missing_genes=fill_missing_genes)()
     cells = DISCERNData(recipe.sc_raw, batch_size, cachefile=work)
     processed = ExperimentFolder(work / "new").cells
@@ -147,14 +147,14 @@ def _add_cells(
     return cells
 
 
-def _train(trained: DISCERN, experiment: Experiment, cells: DISCERNData, freeze: bool, folder: Path) -> None:
+def _train(trained: TrainedNetwork, experiment: Experiment, cells: DISCERNData, freeze: bool, folder: Path) -> None:
     """Train a model with the labels of old and new batches on the new cells; it goes to `folder/job`."""
     callbacks = training_callbacks(experiment.training, folder, cells)
     train_further(trained, experiment, cells, freeze, callbacks, ExperimentFolder(folder).job)
 
 
 def train_further(
-    trained: DISCERN,
+    trained: TrainedNetwork,
     experiment: Experiment,
     cells: DISCERNData,
     freeze: bool,
@@ -177,17 +177,17 @@ def train_further(
     Raises:
         InvalidInputError: If with `freeze` nothing would be trained, or the training diverges.
     """
-    training = experiment.training.model_copy(update={"precision": trained.trained.network.precision})
+    training = experiment.training.model_copy(update={"precision": trained.network.precision})
     model = DISCERN.from_experiment(experiment.model_copy(update={"training": training}))
     model.prepare(cells)
     network = model.trained.network
     with network.distribute_strategy.scope():
-        update_model(trained.trained.network, network, freeze)
-        if freeze and not model.encoder.trainable_variables and not model.decoder.trainable_variables:
-            raise InvalidInputError(f"with --freeze nothing would be trained: {_why_frozen(trained, model)}")
+        update_model(trained.network, network, freeze)
+        if freeze and not network.encoder.trainable_variables and not network.decoder.trainable_variables:
+            raise InvalidInputError(f"with --freeze nothing would be trained: {_why_frozen(trained, model.trained)}")
         model.compile(model.get_optimizer())
         if not freeze:
-            _take_over_state(trained.trained.network, network)
+            _take_over_state(trained.network, network)
     _LOGGER.info(
         "training on %d cells of %s%s",
         cells.config["total_train_count"],
@@ -199,8 +199,8 @@ def train_further(
     return model, losses
 
 
-def _why_frozen(trained: DISCERN, model: DISCERN) -> str:
-    if model.encoder.inputs[1].shape == trained.encoder.inputs[1].shape:
+def _why_frozen(old: TrainedNetwork, new: TrainedNetwork) -> str:
+    if new.n_batches == old.n_batches:
         return "all new cells are of batches that the model knows; give new batches other names, or do not freeze"
     return "no layer depends on the batch; use a conditional norm_type, or do not freeze"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discern.data.annotation import CheckMetaData, parse_metadata
-from discern.experiment.folder import load_experiment, open_experiment, require_model
+from discern.data.annotation import parse_metadata
+from discern.experiment.folder import load_experiment, open_experiment, read_network, require_model
 from discern.folder.layout import ExperimentFolder
-from discern.model.targets import RESULTS, OutputFormat
+from discern.model.targets import RESULTS, OutputFormat, projection_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,17 +44,18 @@ def run_projection(
     Raises:
         UserError: If there is no model, or the data or the metadata do not fit it; nothing is written then.
     """
-    OutputFormat(layers, dtype, suffix)
-    targets = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
+    output = OutputFormat(layers, dtype, suffix)
+    wanted = [parse_metadata(target) for target in ([metadata] if isinstance(metadata, str) else metadata or ())]
     exp_folder = Path(exp_folder)
-    model, _ = open_experiment(exp_folder)
+    experiment = open_experiment(exp_folder)
     require_model(exp_folder)
     data = load_experiment(exp_folder, infile, batch_size=1)  # which only the training would use
     if all_batches:
-        targets += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
-    check = CheckMetaData(data.obs)
-    for target in [*targets, *([("batch", reference)] if reference is not None else [])]:
-        check.check(target)
-    model.restore_model(ExperimentFolder(exp_folder).job)
-    folder, targets = ExperimentFolder(exp_folder).projected, list(dict.fromkeys(targets))
-    return model.project_to_metadata(data, targets, folder, store_sigmas, layers, dtype, suffix, reference)
+        wanted += [("batch", str(batch)) for batch in data.obs["batch"].cat.categories]
+    targets = projection_targets(list(dict.fromkeys(wanted)), reference, suffix, data.obs)
+    trained = read_network(exp_folder, experiment, data)
+
+    from discern.model.projection import OwnCells, project
+
+    judge, seed = OwnCells.of(trained, data), experiment.training.seed or 0
+    return project(trained, data, judge, targets, ExperimentFolder(exp_folder).projected, output, seed, store_sigmas)

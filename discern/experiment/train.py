@@ -47,14 +47,16 @@ def run_train(exp_folder: Path, input_path: str | Path | None = None) -> list[Pa
         UserError: If the folder, the data or the model cannot be used; nothing is changed then.
     """
     exp_folder = Path(exp_folder)
-    model, experiment = open_experiment(exp_folder)
+    experiment = open_experiment(exp_folder)
     training = experiment.training
     data = load_experiment(exp_folder, input_path, training.batch_size)
     epochs = number_of_epochs(training, data.obs)
     job = ExperimentFolder(exp_folder).job
 
+    from discern.model.estimator import DISCERN
     from discern.model.restoring import find_unfinished
 
+    model = DISCERN.from_experiment(experiment)
     if has_model(exp_folder) or find_unfinished(job):
         model.resume(job)
         model.prepare(data)

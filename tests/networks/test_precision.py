@@ -139,5 +139,5 @@ def test_training_with_new_batches_goes_on_as_it_began(
     trained = DISCERN.from_experiment(experiment)
     trained.training(cells, max_steps=1)
     monkeypatch.setattr(building, "faster_precision", lambda *_: pytest.fail("measured again"))
-    further, _ = train_further(trained, experiment, cells, freeze=False, callbacks=[])
+    further, _ = train_further(trained.trained, experiment, cells, freeze=False, callbacks=[])
     assert further.wae_model.precision == "mixed_bfloat16"
