@@ -507,7 +507,7 @@ class TestOptimiserState:
     @pytest.mark.parametrize("lookahead", [False, True])
     def test_is_taken_over_and_begins_at_zero_for_new_rows(self, lookahead: bool) -> None:
         old = self.fitted(learning_rate=0.1, Lookahead=lookahead)
-        new = network(3, optimizer=old.optimizer_config)
+        new = network(3, optimizer=old.parameters.optimizer)
         update_model(old.wae_model, new.wae_model)
         new.compile(new.get_optimizer())
         online._take_over_state(old.wae_model, new.wae_model)
@@ -535,7 +535,7 @@ class TestOptimiserState:
     )
     def test_a_schedule_begins_anew(self, schedule: dict[str, Any]) -> None:
         old = self.fitted(**schedule)
-        new = network(3, optimizer=old.optimizer_config)
+        new = network(3, optimizer=old.parameters.optimizer)
         update_model(old.wae_model, new.wae_model)
         new.compile(new.get_optimizer())
         online._take_over_state(old.wae_model, new.wae_model)
