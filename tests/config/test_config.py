@@ -442,5 +442,5 @@ def test_schema_knows_every_key() -> None:
 def test_one_kind_of_file_in_place_of_the_other_is_named() -> None:
     with pytest.raises(InvalidInputError, match="expected a parameter file, got a search file"):
         reading.load_parameters(ROOT / "hyperparameter_search.json")
-    with pytest.raises(InvalidInputError, match="expected a search file .* got a parameter file"):
+    with pytest.raises(InvalidInputError, match=r"expected a search file .* got a parameter file"):
         reading.load_search(ROOT / "parameters.json")
