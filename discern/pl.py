@@ -31,7 +31,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from discern.data.annotation import CheckMetaData
-from discern.data.chunks import cell_blocks, is_lazy
+from discern.data.chunks import cell_blocks, is_lazy, some_rows
 from discern.data.components import PrincipalComponents
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.experiment.training_logs import LOSSES, read_history
@@ -99,9 +99,7 @@ def umap(
     label = _label(adata, label)
     measured, reconstructed = _matrix(adata, "measured"), _matrix(adata, layer)
     generator = np.random.default_rng(seed)
-    cells = np.arange(adata.n_obs)
-    if adata.n_obs > most_cells:
-        cells = np.sort(generator.choice(cells, most_cells, replace=False))
+    cells = some_rows(np.arange(adata.n_obs), most_cells, generator)
     panels = {"as measured": measured, _title(adata): reconstructed}
     places = {}
     with progress.phase("drawing UMAPs", total=len(panels)) as advance:
@@ -612,9 +610,7 @@ def _column(matrix: Matrix, gene: int, cells: np.ndarray) -> np.ndarray:
 
 def _components(matrix: Matrix, cells: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
     """Return principal components of expression, found on so many of the cells at the most."""
-    some = cells
-    if len(cells) > most:
-        some = np.sort(generator.choice(cells, most, replace=False))
+    some = some_rows(cells, most, generator)
     space = PrincipalComponents.found([block for _, block in cell_blocks(matrix, some)])
     return np.concatenate([space.project(block) for _, block in cell_blocks(matrix, cells)])
 

@@ -308,6 +308,17 @@ def prepare_train_valid(input_tfr: str | Path) -> tuple[list[Path], list[Path]]:
     return found[0], found[1]
 
 
+def batch_names(uns: Mapping[str, Any]) -> list[str]:
+    """Return the batches of processed cells, in the order of the one-hot labels.
+
+    Example:
+        >>> batch_names({"DISCERN": {"batch_key": {"1": "deep", "0": "shallow"}}})
+        ['shallow', 'deep']
+    """
+    names = uns["DISCERN"]["batch_key"]
+    return [str(names[code]) for code in sorted(names, key=int)]
+
+
 def np_one_hot(labels: pd.Categorical) -> np.ndarray:
     """Return one row per label with a one at its category.
 

@@ -188,6 +188,16 @@ def in_gene_order(X: sparse.csr_matrix) -> sparse.csr_matrix:
     return X if X.has_sorted_indices else X.sorted_indices()
 
 
+def some_rows(rows: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return so many of some rows, chosen by chance, in their order; all if there are no more.
+
+    Example:
+        >>> [len(some_rows(np.arange(n), 4, np.random.default_rng(0))) for n in (3, 9)]
+        [3, 4]
+    """
+    return rows if len(rows) <= most else np.sort(generator.choice(rows, most, replace=False))
+
+
 def iter_blocks(X: Matrix, cells: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """Iterate over the rows of a matrix in order.
 

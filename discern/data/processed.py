@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from discern.data.annotation import batch_names
 from discern.data.chunks import Matrix, as_csr, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.data.epochs import cells_of_step
 from discern.data.records import SPLITS, current_records, serialise, write_records
@@ -355,8 +356,7 @@ def _labels(adata: ad.AnnData) -> pd.Categorical:
     batch = adata.obs["batch"]
     if "DISCERN" not in adata.uns:
         return pd.Categorical(batch)
-    key = adata.uns["DISCERN"]["batch_key"]
-    names = [key[code] for code in sorted(key, key=int)]
+    names = batch_names(adata.uns)
     unknown = sorted(set(batch.astype(str)) - set(names))
     if unknown:
         raise InvalidInputError(f"expected cells of the batches {names}, got also {unknown}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from discern.data.annotation import CheckMetaData
+from discern.data.chunks import some_rows
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.metrics.trust import Unseen
 
@@ -112,8 +113,7 @@ def _unscaled(
     reference = np.flatnonzero(is_reference)
     if len(reference) < 2:
         raise InvalidInputError(f"expected at least two reference cells, got {len(reference)}")
-    if len(reference) > most_cells:
-        reference = np.sort(generator.choice(reference, most_cells, replace=False))
+    reference = some_rows(reference, most_cells, generator)
     others = np.setdiff1d(np.arange(len(latent)), reference)
     k = min(k, len(reference) - 1)
     directions = _directions(latent)

@@ -14,7 +14,8 @@ import tensorflow as tf
 from discern.config.schema import Model, Precision, Side, Training
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.model.trained import TrainedNetwork
-from discern.networks import autoencoder, losses, optimizers
+from discern.networks import losses, optimizers
+from discern.networks.autoencoder import create_decoder, create_encoder, create_model
 from discern.networks.capacity import check_network_fits
 from discern.networks.precision import faster_precision
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from discern.config.schema import Experiment
     from discern.data.processed import DISCERNData
     from discern.data.scaling import Scaling
-    from discern.networks.autoencoder import Activation
+    from discern.networks.autoencoder import WAE, Activation
 
 _MODEL = Model()
 _PRECISIONS = get_args(Precision)
@@ -146,31 +147,54 @@ def build(
         _check_positive(name, number, whole=name != "scale")
     if parameters.precision not in _PRECISIONS:
         raise InvalidInputError(f"precision: expected {' or '.join(_PRECISIONS)}, got {parameters.precision!r}")
-    encoder, decoder = parameters.encoder, parameters.decoder
-    check_network_fits(encoder["layers"], decoder["layers"], parameters.latent_dim, n_genes, n_batches)
-    chosen = parameters.precision
-    if chosen == "auto":
-        chosen = precision or faster_precision(n_genes, max(encoder["layers"][:1] + decoder["layers"][-1:], default=1))
-    if parameters.seed is not None:
-        keras.utils.set_random_seed(parameters.seed)
-    with parameters.strategy.scope():
-        network = autoencoder.build(
-            encoder,
-            decoder,
-            latent_dim=parameters.latent_dim,
-            n_genes=int(n_genes),
-            n_batches=int(n_batches),
-            n_training_cells=n_training_cells,
-            activation_fn=parameters.activation_fn,
-            output_fn=parameters.output_fn,
-            output_lsn=parameters.output_lsn,
-            compare_batches=parameters.weighting_batch_mmd > 0,
-            dtype=chosen,
-        )
+    n_genes, n_batches = int(n_genes), int(n_batches)
+    network = _network(parameters, n_genes, n_batches, n_training_cells, precision)
     known_genes, known_batches = (None if names is None else tuple(names) for names in (genes, batches))
     trained = TrainedNetwork(network, scaling, known_genes, known_batches, epoch, parameters.as_experiment())
     compile_network(parameters, trained, make_optimizer(parameters))
     return trained
+
+
+def _network(
+    parameters: NetworkParameters, n_genes: int, n_batches: int, n_training_cells: float, trained_in: str | None
+) -> WAE:
+    encoder, decoder, latent_dim = parameters.encoder, parameters.decoder, parameters.latent_dim
+    check_network_fits(encoder["layers"], decoder["layers"], latent_dim, n_genes, n_batches)
+    precision = parameters.precision
+    if precision == "auto":
+        widths = encoder["layers"][:1] + decoder["layers"][-1:]
+        precision = trained_in or faster_precision(n_genes, max(widths, default=1))
+    if parameters.seed is not None:
+        keras.utils.set_random_seed(parameters.seed)
+    with parameters.strategy.scope():
+        return create_model(
+            create_encoder(
+                latent_dim,
+                encoder["layers"],
+                encoder["norm_type"],
+                parameters.activation_fn,
+                n_genes,
+                n_batches,
+                regularization=encoder["regularization"],
+                conditional_regularization=encoder.get("conditional_regularization"),
+                dtype=precision,
+            ),
+            create_decoder(
+                latent_dim,
+                n_genes,
+                decoder["layers"],
+                decoder["norm_type"],
+                parameters.activation_fn,
+                parameters.output_fn,
+                n_batches,
+                regularization=decoder["regularization"],
+                output_lsn=parameters.output_lsn,
+                conditional_regularization=decoder.get("conditional_regularization"),
+                dtype=precision,
+            ),
+            n_training_cells,
+            compare_batches=parameters.weighting_batch_mmd > 0,
+        )
 
 
 def build_for(parameters: NetworkParameters, data: DISCERNData) -> TrainedNetwork:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata.io import read_elem
 
+from discern.data.annotation import batch_names
 from discern.data.containers import open_hdf5
 from discern.data.structure import check_finite, check_format, number, uns_as_written, whole_number
 from discern.errors import InvalidInputError
@@ -96,8 +97,7 @@ class Known:
     @property
     def batches(self) -> list[str]:
         """Names of the batches, in the order of the model."""
-        names = self.uns["DISCERN"]["batch_key"]
-        return [str(names[code]) for code in sorted(names, key=int)]
+        return batch_names(self.uns)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from anndata.io import write_elem
 
 from discern.data.annotation import np_one_hot
-from discern.data.chunks import iter_blocks
+from discern.data.chunks import iter_blocks, some_rows
 from discern.data.components import PrincipalComponents
 from discern.data.scaling import parse_mean_var
 from discern.errors import InvalidInputError, UnknownNameError
@@ -80,8 +80,7 @@ class VisualisationCallback(keras.callbacks.Callback):
             shown = split == ("valid" if (split == "valid").any() else "train")
         self.batches = list(batch[shown].value_counts().index[: self.max_batches])
         chosen = np.flatnonzero(shown & batch.isin(self.batches).to_numpy())
-        if len(chosen) > batch_size:
-            chosen = np.sort(np.random.default_rng(0).choice(chosen, batch_size, replace=False))
+        chosen = some_rows(chosen, batch_size, np.random.default_rng(0))
         self.obs: pd.DataFrame = data.obs.assign(batch=batch).iloc[chosen].copy()
         self._labels = np_one_hot(self.obs["batch"].array)
         self._cells = [block for _, block in iter_blocks(data.X[chosen], _CHUNK_SIZE)]

@@ -185,65 +185,6 @@ def create_model(
     return WAE(encoder, decoder, total_number_cells, name=name, compare_batches=compare_batches)
 
 
-def build(
-    encoder: Mapping[str, Any],
-    decoder: Mapping[str, Any],
-    *,
-    latent_dim: int,
-    n_genes: int,
-    n_batches: int,
-    n_training_cells: float,
-    activation_fn: Activation,
-    output_fn: Activation | None,
-    output_lsn: float | None,
-    compare_batches: bool,
-    dtype: str,
-) -> WAE:
-    """Return the auto-encoder that the section `model` of the parameters describes, with fresh weights.
-
-    Args:
-        encoder: `layers`, `norm_type`, `regularization` and `conditional_regularization`, as in `create_encoder`.
-        decoder: The same, as in `create_decoder`.
-        latent_dim: Dimensions of the latent code.
-        n_genes: Number of genes.
-        n_batches: Number of batches.
-        n_training_cells: Number of cells in the training set.
-        activation_fn: As in `create_encoder`.
-        output_fn: As in `create_decoder`.
-        output_lsn: As in `create_decoder`.
-        compare_batches: As in `WAE`.
-        dtype: As in `create_encoder`.
-    """
-    return create_model(
-        create_encoder(
-            latent_dim,
-            encoder["layers"],
-            encoder["norm_type"],
-            activation_fn,
-            n_genes,
-            n_batches,
-            regularization=encoder["regularization"],
-            conditional_regularization=encoder.get("conditional_regularization"),
-            dtype=dtype,
-        ),
-        create_decoder(
-            latent_dim,
-            n_genes,
-            decoder["layers"],
-            decoder["norm_type"],
-            activation_fn,
-            output_fn,
-            n_batches,
-            regularization=decoder["regularization"],
-            output_lsn=output_lsn,
-            conditional_regularization=decoder.get("conditional_regularization"),
-            dtype=dtype,
-        ),
-        n_training_cells,
-        compare_batches=compare_batches,
-    )
-
-
 @_register
 class WAE(keras.Model):
     """Conditional Wasserstein auto-encoder (Hausmann et al., Genome Biology 24:212, 2023).

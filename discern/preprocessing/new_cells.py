@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from discern.config.reading import load_parameters
+from discern.data.annotation import batch_names
 from discern.data.chunks import is_lazy, iter_blocks
 from discern.data.processed import LEFT_OUT, DISCERNData
 from discern.errors import InvalidInputError, nearest
@@ -224,8 +225,7 @@ class ProjectionRecipe(OnlineWAERecipe):
         batch: str | None = None,
         as_batch: str | None = None,
     ) -> None:
-        keys = uns["DISCERN"]["batch_key"]
-        known = [str(keys[code]) for code in sorted(keys, key=int)]
+        known = batch_names(uns)
         for option, chosen in (("batch", batch), ("as_batch", as_batch)):
             if chosen is not None and chosen not in known:
                 raise InvalidInputError(
