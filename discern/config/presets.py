@@ -23,7 +23,13 @@ PRESETS: dict[str, JsonObject] = {
             "weighting_decoder_dropout": 10000,
             "weighting_batch_mmd": 1000,
         },
-        "training": {"max_steps": 75, "max_updates": 2500, "early_stopping": {}, "thin_counts": 0.15},
+        "training": {
+            "max_steps": 75,
+            "max_updates": 2500,
+            "early_stopping": {},
+            "thin_counts": 0.15,
+            "average_weights": 0.4,
+        },
     }
 }
 

@@ -457,6 +457,11 @@ class Training(Section):
         description="Training cells are encoded with a share of their counts, drawn between this and 1 anew each time, "
         "and decoded to all of them; 1 or absent: with all counts.",
     )
+    average_weights: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="The model that is kept is a mean of the weights over about this share of the training, its end; "
+        "absent: the weights of the last step.",
+    )
 
 
 class Experiment(Section):

@@ -17,6 +17,7 @@ from discern.model.trained import TrainedNetwork
 from discern.networks import losses, optimizers
 from discern.networks.autoencoder import create_decoder, create_encoder, create_model
 from discern.networks.capacity import check_network_fits
+from discern.networks.optimizers import Averaging
 from discern.networks.precision import faster_precision
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _MODEL = Model()
 _PRECISIONS = get_args(Precision)
 _OF_SIDE = tuple(Side.model_fields)
-_OF_TRAINING = ("optimizer", "precision", "seed", "distribute", "thin_counts")
+_OF_TRAINING = ("optimizer", "precision", "seed", "distribute", "thin_counts", "average_weights")
 _PUBLISHED: Any = None  # filled in when the parameters are made
 
 
@@ -68,6 +69,7 @@ class NetworkParameters:
     distribute: str = "none"
     weighting_batch_mmd: float = 0.0
     thin_counts: float = 1.0
+    average_weights: float | None = None
     strategy: tf.distribute.Strategy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -245,7 +247,8 @@ def make_optimizer(parameters: NetworkParameters) -> keras.optimizers.Optimizer:
         InvalidInputError: If the optimiser does not take one of the arguments.
     """
     with parameters.strategy.scope():
-        return optimizers.from_parameters(parameters.optimizer)
+        optimizer = optimizers.from_parameters(parameters.optimizer)
+        return optimizer if parameters.average_weights is None else Averaging(optimizer, parameters.average_weights)
 
 
 def compile_network(

@@ -61,6 +61,8 @@ class DISCERN:
         distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
         weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
         thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
+        average_weights: Share of the training, its end, over which about the weights are averaged; None for those of
+            the last step.
 
     Raises:
         UnknownNameError: If there is no such argument, or `encoder` or `decoder` has another key.

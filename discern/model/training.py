@@ -14,6 +14,7 @@ from discern.data.processed import check_processed
 from discern.errors import InvalidInputError, UnknownNameError
 from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress
 from discern.model.visualisation import VisualisationCallback
+from discern.networks.optimizers import Averaging
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from discern.data.processed import DISCERNData
     from discern.model.building import NetworkParameters
     from discern.model.trained import TrainedNetwork
+    from discern.networks.autoencoder import WAE
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,6 +75,38 @@ def check(
         )
 
 
+class _MeanWeights(keras.callbacks.Callback):
+    """Train with the weights of the last step; validate, keep and draw with their mean.
+
+    Args:
+        network: The network.
+        optimizer: Its optimiser.
+    """
+
+    def __init__(self, network: WAE, optimizer: Averaging) -> None:
+        super().__init__()
+        self._scope = network.distribute_strategy.scope
+        self._optimizer = optimizer
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Go on from where the last step was."""
+        with self._scope():
+            self._optimizer.use_last()
+
+    def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Validate the mean."""
+        self.close()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Let other callbacks see the mean."""
+        self.close()
+
+    def close(self) -> None:
+        """Put the mean in the place of the weights, as it stays after training."""
+        with self._scope():
+            self._optimizer.use_average()
+
+
 def fit(
     trained: TrainedNetwork,
     parameters: NetworkParameters,
@@ -106,6 +140,8 @@ def fit(
             callback.trained = trained
     if savepath is not None:
         callbacks.insert(0, Checkpoint(trained, savepath))
+    if isinstance(trained.network.optimizer, Averaging):
+        callbacks.insert(0, _MeanWeights(trained.network, trained.network.optimizer))
     train, valid = data.batches(parameters.thin_counts, begun=trained.begun.step if trained.begun else 0)
     try:
         with data.reading_records():
@@ -120,7 +156,7 @@ def fit(
             ).history
     finally:
         for callback in callbacks:
-            if isinstance(callback, TrainingProgress | VisualisationCallback):
+            if isinstance(callback, TrainingProgress | VisualisationCallback | _MeanWeights):
                 callback.close()
     finite = int(np.isfinite(history.get("loss", [])).sum())
     return replace(trained, epoch=trained.epoch + finite, begun=None), Metrics(history)

@@ -1,8 +1,8 @@
-"""RectifiedAdam and Lookahead as Keras 3 optimisers, number for number those of TensorFlow Addons."""
+"""RectifiedAdam and Lookahead as Keras 3 optimisers, number for number those of TensorFlow Addons; mean weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 import tensorflow as tf
@@ -21,7 +21,7 @@ _VAST = 1e18
 
 
 def getmembers() -> dict[str, type[keras.optimizers.Optimizer]]:
-    """Return the optimisers of this module by name, for the `custom_objects` of Keras.
+    """Return the published optimisers by name, for the `custom_objects` of Keras.
 
     Example:
         >>> sorted(getmembers())
@@ -207,8 +207,113 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         }
 
 
+class _Around(keras.optimizers.Optimizer):
+    """An optimiser that does something after each step of another one, with a second copy of each weight.
+
+    Learning rate, clipping and weight decay are those of the other one.
+
+    Args:
+        optimizer: The optimiser that takes the steps.
+        copy: What the copies are called.
+        name: Name of the optimiser.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, copy: str, name: str) -> None:
+        super().__init__(learning_rate=0.0, name=name)
+        self.optimizer = keras.optimizers.get(optimizer)
+        self._copy = copy
+        self._copies: list[keras.Variable] = []
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the copies, equal to the weights."""
+        if self.built:
+            return
+        self.optimizer.build(variables)
+        super().build(variables)
+        with tf.init_scope():  # also when the first step is being compiled
+            self._copies = [self._copy_of(variable) for variable in variables]
+
+    def _copy_of(self, variable: keras.Variable) -> keras.Variable:
+        value = tf.identity(variable.value)
+        return self.add_variable_from_reference(variable, name=self._copy, initializer=lambda shape, dtype: value)
+
+    def restart(self) -> None:
+        """Let the copies be the weights as they are now, for weights that were set from outside."""
+        if isinstance(self.optimizer, _Around):
+            self.optimizer.restart()
+        for copy, variable in zip(self._copies, self._trainable_variables, strict=True):
+            copy.assign(variable)
+
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        """Let the other optimiser take one step, then do what is done after it."""
+        if not self.built:
+            self.build(list(trainable_variables or []))
+        self.optimizer.apply(grads, trainable_variables)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        pairs = [(variable.value, self._copies[self._get_variable_index(variable)].value) for variable in variables]
+        tf.__internal__.distribute.interim.maybe_merge_call(self._for_each, self._distribution_strategy, pairs)
+
+    def _for_each(self, distribution: tf.distribute.Strategy, pairs: Sequence[tuple[tf.Variable, tf.Variable]]) -> None:
+        due = self._is_due()
+
+        def after_step(weight: tf.Variable, copy: tf.Variable) -> None:
+            def act() -> tf.Tensor:
+                self._after_step(weight, copy)
+                return True
+
+            tf.cond(due, act, lambda: False)
+
+        for weight, copy in pairs:
+            distribution.extended.update(weight, after_step, args=(copy,), group=False)
+
+    def _is_due(self) -> tf.Tensor:
+        """Whether anything is done after this step."""
+        raise NotImplementedError
+
+    def _after_step(self, weight: tf.Variable, copy: tf.Variable) -> None:
+        """Change a weight, its copy, or both."""
+        raise NotImplementedError
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The copies and the variables of the other optimiser."""
+        return [*self._copies, *self.optimizer.variables]
+
+    @property
+    def iterations(self) -> keras.Variable:
+        """Number of steps taken."""
+        return self.optimizer.iterations
+
+    @property
+    def learning_rate(self) -> float | keras.Variable:
+        """Learning rate of the other optimiser."""
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self.optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """Scale the loss as the other optimiser wants it."""
+        return self.optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Let the other optimiser finish the weights at the end of training."""
+        self.optimizer.finalize_variable_values(var_list)
+
+    def get_config(self) -> dict[str, object]:
+        """Return the arguments from which an equal optimiser can be made."""
+        return {"name": self.name, "optimizer": keras.optimizers.serialize(self.optimizer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, object] | None = None) -> Self:
+        """Make an optimiser from its `get_config`."""
+        optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects=custom_objects)
+        return cls(**{**config, "optimizer": optimizer})
+
+
 @_register
-class Lookahead(keras.optimizers.Optimizer):
+class Lookahead(_Around):
     """Every few steps, go only part of the way that another optimiser went since the last time.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019, arXiv:1907.08610.
@@ -240,91 +345,104 @@ class Lookahead(keras.optimizers.Optimizer):
     ) -> None:
         if sync_period < 1:
             raise InvalidInputError(f"sync_period must be a positive number of steps, not {sync_period}")
-        super().__init__(learning_rate=0.0, name=name)
-        self.optimizer = keras.optimizers.get(optimizer)
+        super().__init__(optimizer, "slow", name)
         self.sync_period = sync_period
         self.slow_step_size = slow_step_size
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Create the slow weights, equal to the weights."""
-        if self.built:
-            return
-        self.optimizer.build(variables)
-        super().build(variables)
-        with tf.init_scope():  # also when the first step is being compiled
-            self._slow = [self._copy(variable) for variable in variables]
+    def _is_due(self) -> tf.Tensor:
+        return tf.equal(self.iterations % self.sync_period, 0)
 
-    def _copy(self, variable: keras.Variable) -> keras.Variable:
-        value = tf.identity(variable.value)
-        return self.add_variable_from_reference(variable, name="slow", initializer=lambda shape, dtype: value)
-
-    def restart(self) -> None:
-        """Let the slow weights be the weights as they are now, for weights that were set from outside."""
-        for slow, variable in zip(self._slow, self._trainable_variables, strict=True):
-            slow.assign(variable)
-
-    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
-        """Let the other optimiser take one step, then synchronise if it is time."""
-        if not self.built:
-            self.build(list(trainable_variables or []))
-        self.optimizer.apply(grads, trainable_variables)
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        pairs = [(variable.value, self._slow[self._get_variable_index(variable)].value) for variable in variables]
-        due = tf.equal(self.iterations % self.sync_period, 0)
-        tf.__internal__.distribute.interim.maybe_merge_call(self._synchronise, self._distribution_strategy, pairs, due)
-
-    def _synchronise(
-        self, distribution: tf.distribute.Strategy, pairs: Sequence[tuple[tf.Variable, tf.Variable]], due: tf.Tensor
-    ) -> None:
-        def step_back(fast: tf.Variable, slow: tf.Variable, due: tf.Tensor) -> None:
-            def move() -> tf.Tensor:
-                slow.assign_add((fast - slow) * self.slow_step_size)
-                fast.assign(slow)
-                return True
-
-            tf.cond(due, move, lambda: False)
-
-        for fast, slow in pairs:
-            distribution.extended.update(fast, step_back, args=(slow, due), group=False)
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The slow weights and the variables of the other optimiser."""
-        return [*getattr(self, "_slow", []), *self.optimizer.variables]
-
-    @property
-    def iterations(self) -> keras.Variable:
-        """Number of steps taken."""
-        return self.optimizer.iterations
-
-    @property
-    def learning_rate(self) -> float | keras.Variable:
-        """Learning rate of the other optimiser."""
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: float) -> None:
-        self.optimizer.learning_rate = learning_rate
-
-    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Scale the loss as the other optimiser wants it."""
-        return self.optimizer.scale_loss(loss)
-
-    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Let the other optimiser finish the weights at the end of training."""
-        self.optimizer.finalize_variable_values(var_list)
+    def _after_step(self, weight: tf.Variable, copy: tf.Variable) -> None:
+        copy.assign_add((weight - copy) * self.slow_step_size)
+        weight.assign(copy)
 
     def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal optimiser can be made."""
-        return {
-            "name": self.name,
-            "optimizer": keras.optimizers.serialize(self.optimizer),
-            "sync_period": self.sync_period,
-            "slow_step_size": self.slow_step_size,
-        }
+        return {**super().get_config(), "sync_period": self.sync_period, "slow_step_size": self.slow_step_size}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, object] | None = None) -> Lookahead:
-        """Make an optimiser from its `get_config`."""
-        optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects=custom_objects)
-        return cls(**{**config, "optimizer": optimizer})
+
+@_register
+class Averaging(_Around):
+    """Keep a mean of the weights that another optimiser goes through; it does better than the last of them.
+
+    A step t counts as t ** gamma, so that the mean is over the same share of a training of any length: the power
+    function average of Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024,
+    arXiv:2312.02696, equation 4. What averaging is good for: Izmailov et al., "Averaging Weights Leads to Wider Optima
+    and Better Generalization", UAI 2018, arXiv:1803.05407.
+
+    Args:
+        optimizer: The optimiser that takes the steps. Learning rate, clipping and weight decay are its own.
+        share: Share of the training, its end, over which a plain mean would be as old; 1 is the plain mean of all.
+        period: Number of steps between two that are counted.
+        name: Name of the optimiser.
+
+    Raises:
+        InvalidInputError: If `share` is not above 0 and at most 1, or `period` no positive integer.
+
+    Example:
+        >>> weight = keras.Variable([0.0])
+        >>> optimizer = Averaging(keras.optimizers.SGD(learning_rate=1.0), share=1, period=1)
+        >>> for _ in range(3):
+        ...     optimizer.apply([keras.ops.array([-1.0])], [weight])
+        >>> optimizer.use_average()
+        >>> weight.numpy().tolist()
+        [2.0]
+    """
+
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, share: float = 0.4, period: int = 10, name: str = "Averaging"
+    ) -> None:
+        if not 0 < share <= 1:
+            raise InvalidInputError(f"share must be above 0 and at most 1, not {share}")
+        if period < 1:
+            raise InvalidInputError(f"period must be a positive number of steps, not {period}")
+        super().__init__(optimizer, "average", name)
+        self.share = share
+        self.period = period
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the means, equal to the weights."""
+        if self.built:
+            return
+        super().build(variables)
+        with tf.init_scope():
+            self._exchanged = self.add_variable((), initializer="zeros", dtype="int32", name="exchanged")
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The means, whether they are exchanged with the weights, and the variables of the other optimiser."""
+        return [*super().variables, *([self._exchanged] if self.built else [])]
+
+    def restart(self) -> None:
+        """Let the means be the weights as they are now, for weights that were set from outside."""
+        super().restart()
+        self._exchanged.assign(0)
+
+    def use_average(self) -> None:
+        """Put the means in the place of the weights, which are kept; nothing happens if they are there."""
+        self._exchange(1)
+
+    def use_last(self) -> None:
+        """Put the weights of the last step back, to train on."""
+        self._exchange(0)
+
+    def _exchange(self, wanted: int) -> None:
+        if not self.built or int(self._exchanged.numpy()) == wanted:
+            return
+        for mean, weight in zip(self._copies, self._trainable_variables, strict=True):
+            value = tf.identity(weight.value)
+            weight.assign(mean)
+            mean.assign(value)
+        self._exchanged.assign(wanted)
+
+    def _is_due(self) -> tf.Tensor:
+        return tf.logical_or(tf.equal(self.iterations % self.period, 0), self.iterations < self.period)
+
+    def _after_step(self, weight: tf.Variable, copy: tf.Variable) -> None:
+        step = tf.cast(self.iterations, weight.dtype)
+        before = tf.maximum(1 - self.period / step, 0.0)
+        copy.assign_add((weight - copy) * (1 - before ** (2 / self.share - 1)))
+
+    def get_config(self) -> dict[str, object]:
+        """Return the arguments from which an equal optimiser can be made."""
+        return {**super().get_config(), "share": self.share, "period": self.period}

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from discern.errors import InvalidInputError
-from discern.networks.optimizers import Lookahead, RectifiedAdam, getmembers
+from discern.networks.optimizers import Averaging, Lookahead, RectifiedAdam, getmembers
 from tests.support.conformance import check_optimizer
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ def test_trajectory_of_the_original(name: str, jit_compile: bool | None, golden:
 @pytest.mark.parametrize("name", ORIGINAL)
 def test_conformance(name: str, tmp_path: Path) -> None:
     check_optimizer(ORIGINAL[name](), tmp_path)
+
+
+def test_conformance_of_averaging(tmp_path: Path) -> None:
+    check_optimizer(Averaging(Lookahead(RectifiedAdam(learning_rate=0.01)), share=0.5, period=2), tmp_path)
 
 
 def test_schedule_is_followed() -> None:
@@ -110,3 +114,65 @@ def test_sync_period_must_be_positive() -> None:
 
 def test_members() -> None:
     assert getmembers() == {"RectifiedAdam": RectifiedAdam, "Lookahead": Lookahead}
+
+
+def _weights_of(steps: int, optimizer: keras.optimizers.Optimizer, weight: keras.Variable) -> list[float]:
+    seen = []
+    for _ in range(steps):
+        optimizer.apply([tf.constant([-1.0])], [weight])
+        seen.append(float(weight.numpy()[0]))
+    return seen
+
+
+def test_averaging_lets_the_steps_be_those_of_the_other() -> None:
+    plain, averaged = keras.Variable([0.0]), keras.Variable([0.0])
+    wanted = _weights_of(25, RectifiedAdam(learning_rate=0.1), plain)
+    assert _weights_of(25, Averaging(RectifiedAdam(learning_rate=0.1)), averaged) == wanted
+
+
+@pytest.mark.parametrize(("share", "oldest"), [(1.0, 0.5), (0.4, 0.2)])
+def test_mean_is_as_old_as_a_plain_one_over_the_share(share: float, oldest: float) -> None:
+    weight = keras.Variable([0.0])
+    optimizer = Averaging(keras.optimizers.SGD(learning_rate=1.0), share=share, period=1)
+    _weights_of(1000, optimizer, weight)  # the weight is the number of the step
+    optimizer.use_average()
+    assert 1 - weight.numpy()[0] / 1000 == pytest.approx(oldest, abs=0.002)
+
+
+def test_mean_counts_every_few_steps_alike() -> None:
+    ages = []
+    for period in (1, 10):
+        weight = keras.Variable([0.0])
+        optimizer = Averaging(keras.optimizers.SGD(learning_rate=1.0), share=0.4, period=period)
+        _weights_of(500, optimizer, weight)
+        optimizer.use_average()
+        ages.append(float(weight.numpy()[0]))
+    assert ages[0] == pytest.approx(ages[1], abs=5)
+
+
+def test_mean_of_few_steps_is_the_last_weight() -> None:
+    weight = keras.Variable([0.0])
+    optimizer = Averaging(keras.optimizers.SGD(learning_rate=1.0), period=10)
+    _weights_of(7, optimizer, weight)
+    optimizer.use_average()
+    assert weight.numpy().tolist() == [7.0]
+
+
+def test_training_goes_on_from_the_last_weight() -> None:
+    weight = keras.Variable([0.0])
+    optimizer = Averaging(keras.optimizers.SGD(learning_rate=1.0), share=1, period=1)
+    _weights_of(3, optimizer, weight)
+    optimizer.use_average()
+    optimizer.use_average()
+    assert weight.numpy().tolist() == [2.0]
+    optimizer.use_last()
+    assert weight.numpy().tolist() == [3.0]
+    assert _weights_of(1, optimizer, weight) == [4.0]
+    optimizer.use_average()
+    assert weight.numpy().tolist() == [2.5]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"share": 0}, "share"), ({"period": 0}, "period")])
+def test_averaging_checks_its_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Averaging(RectifiedAdam(), **arguments)
