@@ -296,7 +296,8 @@ def _load_optimizer(
         (variables.keys() - fitting, "%s: has no state of the optimiser's %s; training goes on without it"),
         (state.keys() - fitting, "%s: the optimiser does not use its %s"),
     ):
-        kinds = {_kind(name, model) for name in names} - known  # weights that were frozen have no state of their own
+        # weights that were frozen have no state of their own; a mean begins with the weights that are there
+        kinds = {_kind(name, model) for name in names} - known - {"average", "exchanged"}
         if kinds:
             _LOGGER.warning(message, path, ", ".join(sorted(kinds)))
 
