@@ -28,7 +28,7 @@ PRESETS: dict[str, JsonObject] = {
             "max_updates": 2500,
             "early_stopping": {},
             "thin_counts": 0.15,
-            "average_weights": 0.4,
+            "average_weights": 0.2,
         },
     }
 }
