@@ -23,6 +23,7 @@ from discern.folder.locks import recover
 from discern.model.estimator import DISCERN
 from discern.model.model_file import find_model
 from discern.model.transfer import extended, update_model
+from discern.networks.optimizers import innermost
 from discern.preprocessing.appending import save_data
 from discern.preprocessing.new_cells import OnlineWAERecipe
 from discern.runtime.atomic import Scratch, publish, writing
@@ -45,8 +46,7 @@ def _take_over_state(old: keras.Model, new: keras.Model) -> None:
     large for weights that are trained already. With a schedule of the learning rate all starts afresh, for at its end
     it may be zero. (Where the old weights are frozen there is nothing to take over, and large first steps are welcome.)
     """
-    optimizer = getattr(new.optimizer, "optimizer", new.optimizer)
-    trained = getattr(old.optimizer, "optimizer", old.optimizer)
+    optimizer, trained = innermost(new.optimizer), innermost(old.optimizer)
     scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
     warms_up = bool(getattr(optimizer, "total_steps", False))
     if scheduled or warms_up or not trained.built:

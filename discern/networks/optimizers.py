@@ -312,6 +312,11 @@ class _Around(keras.optimizers.Optimizer):
         return cls(**{**config, "optimizer": optimizer})
 
 
+def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimiser that takes the steps, without those around it."""
+    return innermost(optimizer.optimizer) if isinstance(optimizer, _Around) else optimizer
+
+
 @_register
 class Lookahead(_Around):
     """Every few steps, go only part of the way that another optimiser went since the last time.

@@ -519,7 +519,7 @@ class TestOptimiserState:
             np.testing.assert_array_equal(variable.numpy()[:rows], known[path].numpy())
             np.testing.assert_array_equal(variable.numpy()[rows:], 0)
         if lookahead:
-            for slow, weight in zip(new.wae_model.optimizer._slow, new.wae_model.trainable_variables, strict=True):
+            for slow, weight in zip(new.wae_model.optimizer._copies, new.wae_model.trainable_variables, strict=True):
                 np.testing.assert_array_equal(slow.numpy(), weight.numpy())
 
     @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_slow_weights_start_from_loaded_ones(tmp_path: Path) -> None:
     again, optimizer = make_model(), Lookahead(RectifiedAdam(1e-5))
     optimizer.build(again.trainable_variables)
     checkpoint.load_weights(again, tmp_path / "model.h5", optimizer)
-    for slow, weight in zip(optimizer._slow, again.trainable_variables, strict=True):
+    for slow, weight in zip(optimizer._copies, again.trainable_variables, strict=True):
         np.testing.assert_array_equal(slow.numpy(), weight.numpy())
 
 
