@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -39,6 +40,11 @@ _HIGHEST_COMPRESSION = 2000
 """More than any compression of real values: deflate, the usual one, ends at 1032."""
 
 _LARGEST_METADATA = 2**28
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAP = b"GCOL\x01\0\0\0"
+_HEAPS_AT_ONCE = 2**24
+_LARGEST_HEAP = 2**32
 
 _CODECS = frozenset(
     {"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize"}
@@ -67,9 +73,55 @@ def open_hdf5(path: Path, problem: str, advice: str = "", whole: Collection[str]
             `reading` raises.
     """
     check_file(path)
-    with reading(path, problem, advice), h5py.File(path, "r") as handle:
-        check_hdf5(handle, whole)
-        yield handle
+    with reading(path, problem, advice):
+        state = path.stat()
+        _check_heaps(path, state.st_size, state.st_mtime_ns)
+        with h5py.File(path, "r") as handle:
+            check_hdf5(handle, whole)
+            yield handle
+
+
+@functools.lru_cache(maxsize=64)
+def _check_heaps(path: Path, size: int, changed: int) -> None:
+    """Raise ValueError if a heap of texts has a free object of no size, which the HDF5 library would read for ever.
+
+    Args:
+        path: The file.
+        size: Its size, and
+        changed: when it was changed: what has been looked at is not looked at again.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+        if start[:8] != _HDF5:
+            return
+        length = start[14] if start[8] < 2 else start[10]
+        position, kept = 0, b""
+        file.seek(0)
+        while block := file.read(_HEAPS_AT_ONCE):
+            text, begin = kept + block, position - len(kept)
+            found = text.find(_HEAP)
+            while found >= 0:
+                _check_heap(file, begin + found, length)
+                found = text.find(_HEAP, found + 1)
+            kept = text[1 - len(_HEAP) :]
+            position += len(block)
+            file.seek(position)
+
+
+def _check_heap(file: BinaryIO, begin: int, length: int) -> None:
+    """Walk through the objects of a global heap collection as the HDF5 library does (its file format, III.E)."""
+    file.seek(begin + len(_HEAP))
+    size = int.from_bytes(file.read(length), "little")
+    header = -(-(8 + length) // 8) * 8
+    file.seek(begin)
+    heap = file.read(min(size, _LARGEST_HEAP))
+    place = header
+    while place + header <= len(heap):
+        is_free = heap[place : place + 2] == b"\0\0"
+        taken = int.from_bytes(heap[place + 8 : place + 8 + length], "little")
+        if is_free and not taken:
+            raise ValueError("a heap of texts in it is damaged")
+        place += taken if is_free else header + -(-taken // 8) * 8
 
 
 def check_hdf5(file: h5py.File, whole: Collection[str] | None = None) -> None:
