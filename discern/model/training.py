@@ -15,6 +15,7 @@ from discern.errors import InvalidInputError, UnknownNameError
 from discern.model.callbacks import Checkpoint, DelayedEarlyStopping, TrainingProgress
 from discern.model.visualisation import VisualisationCallback
 from discern.networks.optimizers import Averaging
+from discern.runtime.memory import keeping_large_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,7 +145,7 @@ def fit(
         callbacks.insert(0, _MeanWeights(trained.network, trained.network.optimizer))
     train, valid = data.batches(parameters.thin_counts, begun=trained.begun.step if trained.begun else 0)
     try:
-        with data.reading_records():
+        with data.reading_records(), keeping_large_arrays():
             history = trained.network.fit(
                 train,
                 validation_data=valid if (data.obs["split"] == "valid").any() else None,
