@@ -32,7 +32,7 @@ def test_a_heap_that_the_library_would_read_for_ever(tmp_path: Path, which: int)
     path = _with_texts(tmp_path / "texts.h5", 5000)
     content = bytearray(path.read_bytes())
     heaps = [found.start() for found in re.finditer(rb"GCOL\x01\0\0\0", content)]
-    assert len(heaps) > 10
+    assert len(heaps) > 1
     begin = heaps[which] + 16
     content[begin : begin + 100] = bytes(100)
     path.write_bytes(content)
