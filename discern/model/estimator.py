@@ -102,6 +102,14 @@ class DISCERN:
         self.parameters = NetworkParameters(**parameters)
         self._trained: TrainedNetwork | None = None
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Return an argument; `encoder` and `decoder` are the networks, whose errors stay as they are."""
+            if name in self.__signature__.parameters and name not in ("encoder", "decoder"):
+                return getattr(self.parameters, name)
+            return object.__getattribute__(self, name)
+
     def __repr__(self) -> str:
         encoder, decoder = self.parameters.encoder["layers"], self.parameters.decoder["layers"]
         network = f"encoder {encoder}, latent_dim {self.parameters.latent_dim}, decoder {decoder}"
