@@ -22,9 +22,9 @@ class _Limits:
 
 _in_force = [_Limits()]
 
-# Of mallopt(3), with glibc's defaults.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65_536}
+# Of mallopt(3). Whoever sets one ends glibc's own adjustment: what is set afterwards is where that ends up.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 65_536}
 _KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 
 
@@ -86,6 +86,6 @@ def keeping_large_arrays() -> Iterator[None]:
             library.mallopt(option, value)
         yield
     finally:
-        for option, value in _DEFAULTS.items():
+        for option, value in _USUAL.items():
             library.mallopt(option, value)
         library.malloc_trim(0)
