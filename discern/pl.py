@@ -30,7 +30,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from discern.data.annotation import CheckMetaData
+from discern.data.annotation import CheckMetaData, named_layers
 from discern.data.chunks import cell_blocks, is_lazy, some_rows
 from discern.data.components import PrincipalComponents
 from discern.errors import InvalidInputError, UnknownNameError, nearest
@@ -588,7 +588,7 @@ def _matrix(adata: anndata.AnnData, layer: str) -> Matrix:
             "the cells have no layers['measured'], what was measured: add `measured` to --layers of `discern project`, "
             "or take it from the processed cells, result.layers['measured'] = processed[result.obs_names].X"
         )
-    known = (*(["X"] if adata.X is not None else []), *adata.layers)
+    known = (*(["X"] if adata.X is not None else []), *named_layers(adata))
     raise UnknownNameError(f"there is no layer {layer!r}{nearest(layer, known)}; layers are {', '.join(known)}")
 
 

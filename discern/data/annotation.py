@@ -1,4 +1,4 @@
-"""obs and var: names that are free, texts that stay texts, batches as numbers."""
+"""obs and var: names that are free, texts that stay texts, batches as numbers; names of layers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import anndata as ad
 
+    from discern.data.chunks import Matrix
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -29,6 +31,11 @@ VAR_COLUMNS = (
 """What the program adds to var."""
 
 _LARGEST_EXACT = 2**53
+
+
+def named_layers(adata: ad.AnnData) -> dict[str, Matrix]:
+    """Return the layers by name; from AnnData 0.13 on, X is among them as None."""
+    return {name: values for name, values in adata.layers.items() if name is not None}
 
 
 def check_columns(frame: pd.DataFrame, where: str = "obs") -> None:

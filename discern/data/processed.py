@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from discern.data.annotation import batch_names
+from discern.data.annotation import batch_names, named_layers
 from discern.data.chunks import Matrix, as_csr, in_gene_order, is_lazy, iter_blocks, read_cells
 from discern.data.epochs import cells_of_step
 from discern.data.records import SPLITS, current_records, serialise, write_records
@@ -451,6 +451,6 @@ def _log_normalised(adata: ad.AnnData) -> ad.AnnData:
         uns={**adata.uns, **({} if _is_raw(adata) else {"DISCERN_format": dict(FORMAT)})},
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
-        layers=dict(adata.layers),
+        layers=named_layers(adata),
     )
     return result

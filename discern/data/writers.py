@@ -14,7 +14,7 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 
-from discern.data.annotation import storable
+from discern.data.annotation import named_layers, storable
 from discern.data.chunks import as_csr, estimate_csr_nbytes, hdf5_lock, in_gene_order, rows_per_block
 from discern.data.scaling import is_standardised, parse_mean_var, sample_counts
 from discern.data.structure import uns_to_write
@@ -330,7 +330,7 @@ def generate_h5ad(
     adata = ad.AnnData(X=X, obs=obs, var=var, uns=uns, layers=layers, **kwargs)
     if save_path is not None:
         step = rows_per_block(adata.n_vars)
-        matrices = {"X": adata.X, **adata.layers}
+        matrices = {"X": adata.X, **named_layers(adata)}
         write_blocks(
             save_path,
             adata,

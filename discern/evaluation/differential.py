@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
+from discern.data.annotation import named_layers
 from discern.data.chunks import iter_blocks, read_layers
 from discern.errors import InvalidInputError, UnknownNameError, UserError, nearest
 from discern.inputs import raw_counts
@@ -184,7 +185,7 @@ def compare_file(
     check_input(path)
     names = ["measured" if layer is None else layer, _ESTIMATES]
     cells = read_layers(path, names)
-    if layer is None and not len(cells.layers):
+    if layer is None and not named_layers(cells):
         cells = read_layers(path, [raw_counts.X])
     try:
         table = compare(cells, groupby, group, reference, layer=layer, batch=batch, sample=sample)

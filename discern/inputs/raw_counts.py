@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from scipy import sparse
 
+from discern.data.annotation import named_layers
 from discern.data.chunks import usable_dtype
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 
@@ -102,7 +103,7 @@ def places(cells: ad.AnnData | Path) -> list[str]:
         cells: In memory, or an `.h5ad` or `.zarr` file; in other files there are none.
     """
     if isinstance(cells, ad.AnnData):
-        matrices = {name: cells.layers[name] for name in cells.layers}
+        matrices = named_layers(cells)
         if cells.raw is not None:
             matrices.setdefault(RAW, cells.raw.X)
         return _sorted([name for name, values in matrices.items() if _look_like_counts(values)])
@@ -197,7 +198,8 @@ def chosen(cells: ad.AnnData, layer: str | None, name: str = "cells") -> ad.AnnD
     if layer == RAW and cells.raw is not None:
         return ad.AnnData(X=cells.raw.X, obs=cells.obs, var=cells.raw.var)
     if layer not in (None, X):
-        raise UnknownNameError(_no_layer(name, str(layer), [*cells.layers, *([RAW] if cells.raw is not None else [])]))
+        known = [*named_layers(cells), *([RAW] if cells.raw is not None else [])]
+        raise UnknownNameError(_no_layer(name, str(layer), known))
     if cells.X is None:
         raise InvalidInputError(f"{name}: expected raw counts in X, there is no X{beside(cells)}")
     return ad.AnnData(X=cells.X, obs=cells.obs, var=cells.var)

@@ -598,5 +598,8 @@ def _for_mmd(obs: pd.DataFrame, ratio: float, seed: int) -> np.ndarray:
     valid = pd.Series(kind.to_numpy())[(obs["split"] == "valid").to_numpy()]
     if valid.empty:
         return np.zeros(len(obs), dtype=bool)
-    chosen = valid.sample(frac=ratio, random_state=seed, weights=valid.map(valid.value_counts()))
-    return np.isin(np.arange(len(obs)), chosen.index)
+    weights = valid.map(valid.value_counts()).to_numpy(float)
+    # as in `valid.sample`, which refuses uneven weights from pandas 3 on
+    draw = np.random.RandomState(seed).choice
+    chosen = draw(valid.index, round(ratio * len(valid)), replace=False, p=weights / weights.sum())
+    return np.isin(np.arange(len(obs)), chosen)
