@@ -1,6 +1,7 @@
 r"""Measure time and memory of the commands on generated cells.
 
     python benchmarks/scale.py 20000 --density 0.18 --steps process train project --epochs 1
+    python benchmarks/scale.py 1000000 --density 0.09 --steps process train project --preset --layers X
     python benchmarks/scale.py 10000 30000 100000 --density 0.09 --steps process train project --stop-after 300 \
         --model scale/experiments/cells-20000-0.18/job --layers X --results benchmarks/results/scale.json
 
@@ -74,8 +75,8 @@ def measured(command: list[str], stop_after: float | None = None) -> tuple[float
     return time.perf_counter() - begin, cpu, peak
 
 
-def parameters(folder: Path, cells: Path, epochs: int) -> Path:
-    """Write a parameter file with the published defaults."""
+def parameters(folder: Path, cells: Path, epochs: int | None) -> Path:
+    """Write a parameter file with the published defaults; without a number of epochs, with the preset."""
     experiment = {
         "input_ds": {
             "raw_input": {str(cells): "batch"},
@@ -87,6 +88,10 @@ def parameters(folder: Path, cells: Path, epochs: int) -> Path:
         "model": {},
         "training": {"batch_size": 192, "max_steps": epochs, "GPU": []},
     }
+    if epochs is None:
+        kept = ("raw_input", "filtering", "n_cpus_preprocessing")
+        cells_of = {key: experiment["input_ds"][key] for key in kept}
+        experiment = {"preset": "auto", "input_ds": cells_of, "training": {"seed": 0, "GPU": []}}
     file = folder / f"{cells.stem}.json"
     content = {"exp_param": {"experiments_dir": str(folder / "experiments")}, "experiments": {cells.stem: experiment}}
     file.write_text(json.dumps(content, indent=2))
@@ -97,7 +102,8 @@ def description(step: str, seconds: float, arguments: argparse.Namespace) -> str
     """Return what a command had to do, for a table."""
     if step == "train":
         stopped = arguments.stop_after is not None and seconds > arguments.stop_after
-        return f"`train`, {'interrupted' if stopped else f'epochs: {arguments.epochs}'}"
+        how = "preset, to its end" if arguments.preset else f"epochs: {arguments.epochs}"
+        return f"`train`, {'interrupted' if stopped else how}"
     return f"`project`, {arguments.layers.replace(',', ', ')}" if step == "project" else f"`{step}`"
 
 
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.18, help="share of non-zero entries")
     parser.add_argument("--steps", nargs="+", choices=list(_COMMANDS), default=["process"])
     parser.add_argument("--epochs", type=int, default=1, help="of training")
+    parser.add_argument("--preset", action="store_true", help="train with the preset, to its end")
     parser.add_argument("--stop-after", type=float, help="seconds after which a training is interrupted")
     parser.add_argument("--model", type=Path, help="job folder of another experiment, for project")
     parser.add_argument("--layers", default="X,estimated_counts,estimated_dropouts", help="what project writes")
@@ -122,7 +129,7 @@ def main() -> None:
             generator = Path(__file__).with_name("generate_cells.py")
             generate = [sys.executable, str(generator), str(n_cells), str(cells), "--density", str(arguments.density)]
             subprocess.run(generate, check=True)
-        file = parameters(arguments.folder, cells, arguments.epochs)
+        file = parameters(arguments.folder, cells, None if arguments.preset else arguments.epochs)
         for step in arguments.steps:
             command = [sys.executable, "-m", "discern", step, str(file), *_COMMANDS[step]]
             if step == "project":
