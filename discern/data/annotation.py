@@ -272,7 +272,7 @@ def set_aside(frames: Mapping[str, pd.DataFrame], columns: Iterable[str], part: 
     taken = {column for frame in frames.values() for column in frame}
     renamed = {name: free_name(f"{name}_original", taken) for name in columns if name in taken}
     for frame in frames.values():
-        frame.rename(columns=renamed, inplace=True)
+        frame.columns = frame.columns.map(lambda name: renamed.get(name, name))
     if renamed:
         _LOGGER.info("%s", _list_renamed(part, renamed, "as processing adds one of this name"))
     return renamed

@@ -310,7 +310,7 @@ def _merged_obs(
         _LOGGER.info("the obs column 'dataset' stays; the name of the file is in %r", dataset)
     for key, frame in frames.items():
         if _BATCH in frame and kept:
-            frame.rename(columns={_BATCH: aside}, inplace=True)
+            frame.columns = frame.columns.map(lambda name: aside if name == _BATCH else name)
         frame[_BATCH] = batches[key]
         frame[dataset] = pd.Categorical.from_codes([0] * len(frame), pd.Index([names[key]], dtype=object))
     obs = appended(list(frames.values()))
