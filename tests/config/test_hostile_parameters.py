@@ -106,7 +106,8 @@ def test_the_arguments_are_those_of_the_installed_libraries(kind: str) -> None:
         except ImportError:
             continue
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-        extra = {"max_concurrent", "hyperparam_mutations", "name", "repeat_float_precision"}  # the last: new Rays
+        newer_rays = {"repeat_float_precision", "study_name"}
+        extra = {"max_concurrent", "hyperparam_mutations", "name", *newer_rays}
         assert open_ended or set(own[known.attribute]) <= set(takes) | extra, dotted
         needed = {
             name
