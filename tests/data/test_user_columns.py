@@ -56,7 +56,7 @@ ODD_VALUES: dict[str, Callable[[int], Any]] = {
     "bytes": lambda n: [b"x"] * n,
     "nothing": lambda n: [None] * n,
     "nul": lambda n: ["a\0b"] * n,
-    "surrogate": lambda n: ["a\ud800"] * n,
+    "surrogate": lambda n: pd.Index(["a\ud800"] * n, dtype=object),
     "half": lambda n: np.arange(n, dtype=np.float16),
     "long double": lambda n: np.arange(n, dtype=np.longdouble),
     "complex": lambda n: np.arange(n) + 1j,

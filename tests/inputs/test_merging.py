@@ -303,7 +303,7 @@ def test_no_gene_in_common_says_what_would_help() -> None:
 
 def test_genes_without_doubts_are_matched_without_a_word() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         merge_data_sets({"a": _cells("x"), "b": _cells("y", seed=1)}, {})
 
 
