@@ -396,7 +396,7 @@ def _load(file: Path) -> reading.Parameters | UserError:
         return error
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(_paths(PUBLISHED)), value=_JSON)
 def test_whatever_a_file_holds_the_answer_is_one_line(tmp_path: Path, path: str, value: Any) -> None:
     file = _file(tmp_path, _with(PUBLISHED, path, value))

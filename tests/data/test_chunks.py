@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -25,7 +25,6 @@ def _matrix(n_cells: int, n_genes: int = 7) -> sparse.csr_matrix:
     return sparse.random(n_cells, n_genes, density=0.4, format="csr", dtype=np.float32, random_state=0)
 
 
-@settings(deadline=None)
 @given(n_cells=st.integers(0, 40), cells=st.integers(1, 50), chunk=st.integers(1, 50), form=st.sampled_from("sdl"))
 def test_blocks_are_the_matrix_in_order(n_cells: int, cells: int, chunk: int, form: str) -> None:
     matrix = _matrix(n_cells)

@@ -7,7 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -67,7 +67,6 @@ def _sorted(rows: np.ndarray) -> np.ndarray:
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(codes=st.lists(st.integers(0, 4), max_size=30))
 def test_one_hot(codes: list[int]) -> None:
     labels = pd.Categorical.from_codes(codes, categories=list("vwxyz"))

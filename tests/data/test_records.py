@@ -39,7 +39,7 @@ def cells(make_raw_cells: Callable[..., ad.AnnData]) -> ad.AnnData:
     return adata
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     n_cells=st.integers(1, 20),
     n_genes=st.sampled_from([1, 30, 2**16, 2**16 + 1]),

@@ -39,7 +39,7 @@ def _dense(X: Any) -> np.ndarray:
     return X.toarray() if sparse.issparse(X) else np.asarray(X)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     n_cells=st.integers(1, 60),
     n_genes=st.integers(1, 12),

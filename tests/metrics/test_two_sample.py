@@ -36,7 +36,7 @@ def test_the_number_of_the_original(golden: Path, golden_json: dict) -> None:
     assert value == pytest.approx(golden_json["mmd_loss"]["value"], abs=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.tuples(st.integers(2, 600), st.integers(2, 40)),
     sigma=st.sampled_from([1e-3, 0.5, 20.0, 1e6]),

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -78,14 +78,12 @@ def stopped_at(callback: keras.callbacks.Callback, losses: list[float], first: i
 class TestDelayedEarlyStopping:
     losses = st.lists(st.floats(0, 10), min_size=1, max_size=20)
 
-    @settings(deadline=None)
     @given(losses, st.integers(0, 4), st.sampled_from([0.0, 0.5]))
     def test_without_delay_it_is_keras(self, losses: list[float], patience: int, min_delta: float) -> None:
         arguments = {"monitor": "val_loss", "patience": patience, "min_delta": min_delta, "mode": "min"}
         keras_s = keras.callbacks.EarlyStopping(**arguments)
         assert stopped_at(DelayedEarlyStopping(**arguments), losses) == stopped_at(keras_s, losses)
 
-    @settings(deadline=None)
     @given(losses, losses, st.integers(1, 4))
     def test_the_delay_is_neither_compared_nor_counted(
         self, ignored: list[float], losses: list[float], patience: int

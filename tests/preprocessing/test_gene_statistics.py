@@ -33,7 +33,7 @@ def _by_scanpy(X: sparse.csr_matrix, **kwargs: object) -> np.ndarray:
         return scanpy.pp.filter_genes_dispersion(X, log=False, **kwargs)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n_cells=st.integers(2, 50), share=st.floats(0.1, 1), seed=st.integers(0, 99))
 def test_moments_are_numpys(n_cells: int, share: float, seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -171,7 +171,7 @@ def test_counts_that_do_not_fit_into_memory_give_the_same(
 # --- filtering -------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(min_genes=st.integers(0, 12), min_cells=st.integers(0, 12), seed=st.integers(0, 9))
 def test_filtering_is_scanpys(make_raw_cells: Make, min_genes: int, min_cells: int, seed: int) -> None:
     cells = make_raw_cells({"a": 20, "b": 20}, seed=seed)
@@ -244,7 +244,7 @@ def test_celltypes(make_raw_cells: Make, columns: list[str], source: str) -> Non
     assert list(recipe.sc_raw.obs["celltype"].cat.categories) == [f"{source} 1", f"{source} 2"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(scale=st.floats(1, 1e6), seed=st.integers(0, 99), density=st.floats(0.01, 1))
 def test_scaling_gives_every_cell_the_same_total(make_raw_cells: Make, scale: float, seed: int, density: float) -> None:
     cells = make_raw_cells({"a": 10, "b": 5}, seed=seed, density=density)
@@ -268,7 +268,7 @@ def test_without_lsn_counts_are_only_logged(make_raw_cells: Make) -> None:
 # --- split -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(10, 40), min_size=2, max_size=4),
     valid=st.floats(0.1, 0.5),
