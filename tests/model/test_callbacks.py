@@ -273,7 +273,8 @@ class TestVisualisation:
     @pytest.fixture
     def drawers(self, monkeypatch: pytest.MonkeyPatch) -> list[Drawer]:
         Drawer.started = []
-        monkeypatch.setattr(visualisation.subprocess, "Popen", Drawer)
+        # Not in the module itself: joblib counts cores with a process of its own.
+        monkeypatch.setattr(visualisation, "subprocess", SimpleNamespace(Popen=Drawer, DEVNULL=None, PIPE=None))
         return Drawer.started
 
     def test_validation_cells_of_the_largest_batches(
