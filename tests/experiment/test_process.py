@@ -223,7 +223,7 @@ def test_a_run_killed_while_swapping_gives_the_old_folder_back(monkeypatch: pyte
         ),
         ({"input_ds": {"raw_input": ["runs/two/job/x"]}}, InvalidInputError, "is an output of the experiment: copy it"),
         (EXPERIMENT | {"hyperparameter_search": "nowhere.json"}, MissingFileError, "nowhere.json: no such file"),
-        (EXPERIMENT | {"hyperparameter_search": "p.json"}, UnknownNameError, r"p.json: exp_param: unknown key"),
+        (EXPERIMENT | {"hyperparameter_search": "p.json"}, InvalidInputError, "p.json: expected a search file"),
     ],
 )
 def test_inputs_are_checked_before_any_work(
