@@ -11,7 +11,7 @@ import anndata as ad
 import pytest
 
 from discern.config.reading import load_parameters
-from discern.errors import InUseError, InvalidInputError, MissingFileError, UnknownNameError
+from discern.errors import InUseError, InvalidInputError, MissingFileError
 from discern.experiment import process
 from discern.folder.locks import locked
 from discern.runtime import devices
