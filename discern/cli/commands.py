@@ -26,7 +26,6 @@ from discern.cli.app import (
     ray_option,
 )
 from discern.errors import InvalidInputError, MissingFileError
-from discern.folder.locks import recover
 from discern.runtime import logs
 from discern.runtime.text import message, page
 
@@ -521,6 +520,7 @@ def merge_parameter(files: tuple[Path, ...]) -> None:
 
 def _load(parameters: Path) -> Parameters:
     from discern.config import reading
+    from discern.folder.locks import recover
 
     if not parameters.exists():  # the file in the folder of an experiment that was being replaced
         recover(parameters.parent)
