@@ -44,7 +44,7 @@ _LARGEST_METADATA = 2**28
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAP = b"GCOL\x01\0\0\0"
 _HEAPS_AT_ONCE = 2**24
-_LARGEST_HEAP = 2**32
+_SMALLEST_HEAP, _LARGEST_HEAP = 2**12, 2**28
 
 _CODECS = frozenset(
     {"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize"}
@@ -85,6 +85,8 @@ def open_hdf5(path: Path, problem: str, advice: str = "", whole: Collection[str]
 def _check_heaps(path: Path, size: int, changed: int) -> None:
     """Raise ValueError if a heap of texts has a free object of no size, which the HDF5 library would read for ever.
 
+    Heaps do not overlap: those that do, and would be walked through again and again, are refused, too.
+
     Args:
         path: The file.
         size: Its size, and
@@ -95,21 +97,27 @@ def _check_heaps(path: Path, size: int, changed: int) -> None:
         if start[:8] != _HDF5:
             return
         length = start[14] if start[8] < 2 else start[10]
-        position, kept = 0, b""
+        position, kept, left = 0, b"", 4 * size
         file.seek(0)
         while block := file.read(_HEAPS_AT_ONCE):
             text, begin = kept + block, position - len(kept)
             found = text.find(_HEAP)
             while found >= 0:
-                _check_heap(file, begin + found, length)
+                left -= max(_SMALLEST_HEAP, _check_heap(file, begin + found, length))
+                if left < 0:
+                    raise ValueError("the heaps of texts in it overlap")
                 found = text.find(_HEAP, found + 1)
             kept = text[1 - len(_HEAP) :]
             position += len(block)
             file.seek(position)
 
 
-def _check_heap(file: BinaryIO, begin: int, length: int) -> None:
-    """Walk through the objects of a global heap collection as the HDF5 library does (its file format, III.E)."""
+def _check_heap(file: BinaryIO, begin: int, length: int) -> int:
+    """Walk through the objects of a global heap collection as the HDF5 library does (its file format, III.E).
+
+    Returns:
+        Bytes read.
+    """
     file.seek(begin + len(_HEAP))
     size = int.from_bytes(file.read(length), "little")
     header = -(-(8 + length) // 8) * 8
@@ -119,9 +127,10 @@ def _check_heap(file: BinaryIO, begin: int, length: int) -> None:
     while place + header <= len(heap):
         is_free = heap[place : place + 2] == b"\0\0"
         taken = int.from_bytes(heap[place + 8 : place + 8 + length], "little")
-        if is_free and not taken:
+        if is_free and taken < header:
             raise ValueError("a heap of texts in it is damaged")
         place += taken if is_free else header + -(-taken // 8) * 8
+    return len(heap)
 
 
 def check_hdf5(file: h5py.File, whole: Collection[str] | None = None) -> None:

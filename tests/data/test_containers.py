@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 
 import h5py
@@ -41,3 +42,16 @@ def test_a_heap_that_the_library_would_read_for_ever(tmp_path: Path, which: int)
         open_hdf5(path, "cannot be read"),
     ):
         pass
+
+
+@pytest.mark.parametrize("claimed", [0, 2**20, 2**60])
+def test_heaps_within_heaps_take_no_time(tmp_path: Path, claimed: int) -> None:
+    path = _with_texts(tmp_path / "texts.h5", 3)
+    path.write_bytes(path.read_bytes() + (b"GCOL\x01\0\0\0" + claimed.to_bytes(8, "little")) * 300_000)
+    begin = time.monotonic()
+    with (
+        pytest.raises(InvalidInputError, match=r"texts.h5: cannot be read \(the heaps of texts in it overlap\)"),
+        open_hdf5(path, "cannot be read"),
+    ):
+        pass
+    assert time.monotonic() - begin < 20
