@@ -258,6 +258,11 @@ def _filled(parts: list[pd.Series | None], sizes: list[int], dtype: Any) -> list
 # --- the user's columns and the program's ----------------------------------------------------------------------------
 
 
+def rename_columns(frame: pd.DataFrame, renamed: Mapping[str, str]) -> None:
+    """Give columns of a table other names, in place: `rename(inplace=True)` is deprecated from pandas 3.1 on."""
+    frame.columns = frame.columns.map(lambda name: renamed.get(name, name))
+
+
 def set_aside(frames: Mapping[str, pd.DataFrame], columns: Iterable[str], part: str) -> dict[str, str]:
     """Rename in all frames the columns that the program is going to add: `split` becomes `split_original`.
 
@@ -272,7 +277,7 @@ def set_aside(frames: Mapping[str, pd.DataFrame], columns: Iterable[str], part: 
     taken = {column for frame in frames.values() for column in frame}
     renamed = {name: free_name(f"{name}_original", taken) for name in columns if name in taken}
     for frame in frames.values():
-        frame.columns = frame.columns.map(lambda name: renamed.get(name, name))
+        rename_columns(frame, renamed)
     if renamed:
         _LOGGER.info("%s", _list_renamed(part, renamed, "as processing adds one of this name"))
     return renamed

@@ -21,6 +21,7 @@ from discern.data.annotation import (
     as_text,
     check_columns,
     free_name,
+    rename_columns,
     set_aside,
     storable,
 )
@@ -310,7 +311,7 @@ def _merged_obs(
         _LOGGER.info("the obs column 'dataset' stays; the name of the file is in %r", dataset)
     for key, frame in frames.items():
         if _BATCH in frame and kept:
-            frame.columns = frame.columns.map(lambda name: aside if name == _BATCH else name)
+            rename_columns(frame, {_BATCH: aside})
         frame[_BATCH] = batches[key]
         frame[dataset] = pd.Categorical.from_codes([0] * len(frame), pd.Index([names[key]], dtype=object))
     obs = appended(list(frames.values()))

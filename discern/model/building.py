@@ -17,7 +17,6 @@ from discern.model.trained import TrainedNetwork
 from discern.networks import losses, optimizers
 from discern.networks.autoencoder import create_decoder, create_encoder, create_model
 from discern.networks.capacity import check_network_fits
-from discern.networks.optimizers import Averaging
 from discern.networks.precision import faster_precision
 
 if TYPE_CHECKING:
@@ -248,7 +247,8 @@ def make_optimizer(parameters: NetworkParameters) -> keras.optimizers.Optimizer:
     """
     with parameters.strategy.scope():
         optimizer = optimizers.from_parameters(parameters.optimizer)
-        return optimizer if parameters.average_weights is None else Averaging(optimizer, parameters.average_weights)
+        share = parameters.average_weights
+        return optimizer if share is None else optimizers.Averaging(optimizer, share)
 
 
 def compile_network(

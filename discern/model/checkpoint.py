@@ -22,7 +22,7 @@ from discern.folder import layout
 from discern.model.legacy import original_arrays, read_original
 from discern.model.model_file import FORMAT_VERSION, ModelFile, is_model_file, open_model
 from discern.model.trained import Begun
-from discern.networks.optimizers import Averaging, Lookahead
+from discern.networks.optimizers import Around
 from discern.runtime import atomic
 from discern.runtime.foreign import visible
 from discern.runtime.hdf5 import OutputFile
@@ -283,7 +283,7 @@ def _load_optimizer(
 ) -> None:
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
-    if isinstance(optimizer, Averaging | Lookahead):
+    if isinstance(optimizer, Around):
         optimizer.restart()
     variables = _optimizer_variables(optimizer)
     fitting = {

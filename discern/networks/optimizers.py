@@ -207,7 +207,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         }
 
 
-class _Around(keras.optimizers.Optimizer):
+class Around(keras.optimizers.Optimizer):
     """An optimiser that does something after each step of another one, with a second copy of each weight.
 
     Learning rate, clipping and weight decay are those of the other one.
@@ -239,7 +239,7 @@ class _Around(keras.optimizers.Optimizer):
 
     def restart(self) -> None:
         """Let the copies be the weights as they are now, for weights that were set from outside."""
-        if isinstance(self.optimizer, _Around):
+        if isinstance(self.optimizer, Around):
             self.optimizer.restart()
         for copy, variable in zip(self._copies, self._trainable_variables, strict=True):
             copy.assign(variable)
@@ -314,11 +314,11 @@ class _Around(keras.optimizers.Optimizer):
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Return the optimiser that takes the steps, without those around it."""
-    return innermost(optimizer.optimizer) if isinstance(optimizer, _Around) else optimizer
+    return innermost(optimizer.optimizer) if isinstance(optimizer, Around) else optimizer
 
 
 @_register
-class Lookahead(_Around):
+class Lookahead(Around):
     """Every few steps, go only part of the way that another optimiser went since the last time.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019, arXiv:1907.08610.
@@ -367,7 +367,7 @@ class Lookahead(_Around):
 
 
 @_register
-class Averaging(_Around):
+class Averaging(Around):
     """Keep a mean of the weights that another optimiser goes through; it does better than the last of them.
 
     A step t counts as t ** gamma, so that the mean is over the same share of a training of any length: the power

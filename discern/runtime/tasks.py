@@ -120,11 +120,10 @@ def _begin(messages: logs.Messages, name: str, share: Share) -> None:
 
 def _outcome(call: Callable[..., _T], *arguments: object) -> _T | Exception:
     try:
-        result = call(*arguments)
-        raise_if_told_to_end()
-        return result
+        return call(*arguments)
     except BrokenProcessPool:
         return RuntimeError("its process was killed, most likely for lack of memory")
     except Exception as error:  # noqa: BLE001 (returned to the caller, who tells it)
-        raise_if_told_to_end()
         return error
+    finally:
+        raise_if_told_to_end()
