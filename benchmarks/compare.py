@@ -2,8 +2,8 @@
 
 On real cells: the shipped pair of technologies and, with --data, others that do not ship (`pbmc3chem.h5ad`,
 `pancreas5.h5ad`, `lines3_3tech_894.h5ad`: raw counts in X, obs `batch` and `celltype`). Half of the reference cells of
-every type are never part of the experiment; they are the truth. Results go to a JSON file as soon as they are known,
-and what is there already is not computed again; `table` prints it.
+every type are never part of the experiment; they are the truth. Results go to JSON files in a folder as soon as they
+are known, one for each kind of figures, and what is there already is not computed again; `table` prints all.
 
     python benchmarks/compare.py pairs --data FOLDER      # level and power of the test, coverage of intervals, trust
     python benchmarks/compare.py planted --data FOLDER    # genes shuffled between cells: are they called?
@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import anndata as ad
 import numpy as np
 from quality import held_out
+from record import record
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
@@ -34,7 +34,7 @@ from discern.datasets import lung_cell_lines
 from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import numpy.typing as npt
     import pandas as pd
@@ -325,16 +325,23 @@ def judge(name: str, source: str, reference: str, data: Path | None, seed: int) 
     }
 
 
-def table(found: dict[str, Any]) -> None:
-    """Print the figures, a line for each pair or type."""
-    for key, entry in found.items():
-        parts = entry if all(isinstance(value, dict) for value in entry.values()) else {"": entry}
-        for part, figures in parts.items():
-            texts = (
-                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in figures.items()
-            )
-            print(f"{key} {part}:", ", ".join(texts))
+def kept(results: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of one kind of figures that are there."""
+    path = results / f"compare-{kind}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(results: Path, kind: str, name: str, figures: dict[str, Any]) -> None:
+    """Write a row and print it."""
+    plain = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    record(results / f"compare-{kind}.json", {name: plain})
+    show(kind, name, plain)
+
+
+def show(kind: str, name: str, figures: dict[str, Any]) -> None:
+    """Print a row."""
+    texts = (f"{key} {value}" for key, value in figures.items() if key not in ("command", "date", "machine"))
+    print(f"{kind}: {name}:", ", ".join(texts), flush=True)
 
 
 def main() -> None:
@@ -343,33 +350,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="Folder of cells that do not ship; without it the shipped pair only.")
     parser.add_argument("--only", nargs="+", help="Pairs to take, as SET_SOURCE; by default all.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("compare.json"))
+    parser.add_argument("--results", type=Path, default=Path("compare"), help="folder of the JSON files")
     arguments = parser.parse_args()
-    found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-
-    def keep(key: str, make: Callable[[], dict[str, Any]]) -> None:
-        if key not in found:
-            start = time.perf_counter()
-            found[key] = make()
-            arguments.output.write_text(json.dumps(found, indent=1))
-            table({f"{key} ({time.perf_counter() - start:.0f} s)": found[key]})
-
+    results = arguments.results
     for name, source, reference in PAIRS if arguments.command != "table" else ():
         if (name != SHIPPED[0] and arguments.data is None) or (
             arguments.only and f"{name}_{source}" not in arguments.only
         ):
             continue
         place = (name, source, reference, arguments.data, arguments.seed)
-        key = f"{arguments.command}: {name}, {source} as {reference}, seed {arguments.seed}"
-        if arguments.command == "pairs":
-            keep(key, lambda place=place: judge(*place))
-        elif arguments.command == "planted":
-            keep(key, lambda place=place: planted(*place))
-        else:
+        title = f"{name}, {source} as {reference}, seed {arguments.seed}"
+        if arguments.command == "missing":
             for kind, make in missing(*place):
-                keep(f"{key}: {kind}", make)
+                if f"{title}, without {kind}" not in kept(results, "missing"):
+                    keep(results, "missing", f"{title}, without {kind}", make())
+        elif arguments.command == "planted":
+            if title not in kept(results, "planted"):
+                keep(results, "planted", title, planted(*place))
+        elif title not in kept(results, "sureness"):
+            for kind, figures in judge(*place).items():
+                keep(results, kind, title, figures)
     if arguments.command == "table":
-        table(found)
+        for kind in ("level", "power", "sureness", "planted", "missing"):
+            for name, figures in kept(results, kind).items():
+                show(kind, name, figures)
 
 
 if __name__ == "__main__":

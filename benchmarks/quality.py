@@ -1,7 +1,7 @@
 """How good reconstructions are, measured on real cells that training never saw: every figure of docs/quality.md.
 
 The cells are the shipped ones: three human lung cancer cell lines, measured with Drop-seq and with CEL-seq2. Each
-command prints one table, a row as soon as it is known:
+command prints one table, a row as soon as it is known, and with --results keeps it in FOLDER/quality-COMMAND.json:
 
     python benchmarks/quality.py table --seeds 0 1 2     # Drop-seq as CEL-seq2, against held-out CEL-seq2 cells
     python benchmarks/quality.py ablation                # the preset without each of its ingredients
@@ -9,6 +9,7 @@ command prints one table, a row as soon as it is known:
     python benchmarks/quality.py leave-out --seeds 0 1 2 # one line missing in CEL-seq2: is it kept, and flagged?
     python benchmarks/quality.py variation               # does what varies within a line survive?
     python benchmarks/quality.py precision               # the demo in each precision
+    python benchmarks/quality.py table --results benchmarks/results
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import copy
 import itertools
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import anndata as ad
 import numpy as np
 import pandas as pd
+from record import record
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
@@ -40,11 +43,12 @@ from discern.model.estimator import DISCERN
 from discern.preprocessing.recipe import WAERecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
     Recipes = dict[str, dict[str, Any]]
+    Rows = Iterator[tuple[str, dict[str, float]]]
 
 SOURCE, REFERENCE = "dropseq", "celseq2"
 LSN = 20_000
@@ -143,17 +147,22 @@ def merged(experiment: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
     return result
 
 
+def set_up(cells: ad.AnnData, experiment: dict[str, Any], seed: int) -> tuple[DISCERN, DISCERNData, int]:
+    """Process cells; return an estimator for them, the cells, and how many epochs a training has."""
+    seeds = {"input_ds": {"split": {"split_seed": seed}}, "training": {"seed": seed}}
+    parameters = parse_experiment(merged(experiment, seeds))
+    recipe = WAERecipe(parameters, inputs={"cells": cells}, input_files={"cells": "batch"}, n_jobs=1)
+    data = DISCERNData(recipe().sc_raw, parameters.training.batch_size)
+    return DISCERN.from_experiment(parameters), data, number_of_epochs(parameters.training, data.obs)
+
+
 def reconstruct(
     cells: ad.AnnData, experiment: dict[str, Any], seed: int, reference_batch: str = REFERENCE
 ) -> ad.AnnData:
     """Process and train on all cells, and return them as cells of the reference, with their distance from it."""
     start = time.perf_counter()
-    seeds = {"input_ds": {"split": {"split_seed": seed}}, "training": {"seed": seed}}
-    parameters = parse_experiment(merged(experiment, seeds))
-    recipe = WAERecipe(parameters, inputs={"cells": cells}, input_files={"cells": "batch"}, n_jobs=1)
-    data = DISCERNData(recipe().sc_raw, parameters.training.batch_size)
-    model = DISCERN.from_experiment(parameters)
-    model.training(data, max_steps=number_of_epochs(parameters.training, data.obs))
+    model, data, epochs = set_up(cells, experiment, seed)
+    model.training(data, max_steps=epochs)
     result = model.reconstruct(data, "batch", reference_batch)
     result.uns["seconds"] = time.perf_counter() - start
     result.obs.index = result.obs.index.astype(str)
@@ -167,26 +176,33 @@ def of_source(result: ad.AnnData, values: npt.NDArray | None = None) -> GroupSta
     return GroupStatistics.of(values[mask], result.obs["celltype"].astype(str).to_numpy()[mask])
 
 
-def row(name: str, figures: dict[str, float], **more: Any) -> None:
+def row(name: str, figures: dict[str, float]) -> None:
     """Print one row of a table."""
-    numbers = {key: figures[key] for key in FIGURES if key in figures} | more
-    print(f"{name:44}", *(f"{key} {value:.3f}" for key, value in numbers.items()), sep="  ", flush=True)
+    print(f"{name:44}", *(f"{key} {value:.3f}" for key, value in figures.items()), sep="  ", flush=True)
 
 
-def average(name: str, rows: list[dict[str, float]]) -> None:
-    """Print the mean of some rows, if there are several."""
-    if len(rows) > 1:
-        row(f"{name}, mean", {key: float(np.mean([one[key] for one in rows])) for key in rows[0]})
+def with_mean(name: str, rows: Iterable[tuple[int, dict[str, float]]]) -> Rows:
+    """Give a row for each seed and, if there are several, their mean."""
+    found = []
+    for seed, figures in rows:
+        yield f"{name}, seed {seed}", figures
+        found.append(figures)
+    if len(found) > 1:
+        yield f"{name}, mean", {key: float(np.mean([figures[key] for figures in found])) for key in found[0]}
 
 
-def measure(name: str, cells: ad.AnnData, truth: GroupStatistics, experiment: dict[str, Any], seed: int) -> dict:
-    """Train on cells, compare with the truth, print and return the figures."""
+def measure(cells: ad.AnnData, truth: GroupStatistics, experiment: dict[str, Any], seed: int) -> dict[str, float]:
+    """Train on cells and compare with the truth."""
     result = reconstruct(cells, experiment, seed)
-    figures = agreement(of_source(result), truth)
     lines = result.obs["celltype"].astype(str).to_numpy()
     mixing = other_batch_share(result.obsm["X_DISCERN"], result.obs["batch"].astype(str).to_numpy(), lines)["share"]
-    row(name, figures, mixing=mixing, seconds=result.uns["seconds"])
-    return figures
+    figures = agreement(of_source(result), truth)
+    return shown(figures) | {"mixing": float(mixing), "seconds": result.uns["seconds"]}
+
+
+def shown(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures of a table, in its order."""
+    return {key: float(figures[key]) for key in FIGURES if key in figures}
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------
@@ -200,30 +216,30 @@ def main_pair(seed: int) -> tuple[ad.AnnData, GroupStatistics]:
     return cells[~hidden].copy(), truth
 
 
-def table(seeds: list[int], recipes: Recipes) -> None:
+def table(seeds: list[int], recipes: Recipes) -> Rows:
     """Drop-seq as CEL-seq2: floor, ceiling, published parameters, preset."""
+
+    def as_measured(batch: str, seed: int) -> dict[str, float]:
+        cells, truth = main_pair(seed)
+        own = cells[cells.obs["batch"] == batch]
+        return shown(agreement(GroupStatistics.of(log_normalise(own.X), own.obs["celltype"]), truth))
+
     for name, batch in (("Drop-seq as it is (floor)", SOURCE), ("other real CEL-seq2 cells (ceiling)", REFERENCE)):
-        rows = []
-        for seed in seeds:
-            cells, truth = main_pair(seed)
-            own = cells[cells.obs["batch"] == batch]
-            rows.append(agreement(GroupStatistics.of(log_normalise(own.X), own.obs["celltype"]), truth))
-            row(f"{name}, seed {seed}", rows[-1])
-        average(name, rows)
+        yield from with_mean(name, ((seed, as_measured(batch, seed)) for seed in seeds))
     for name, experiment in recipes.items():
-        average(name, [measure(f"{name}, seed {seed}", *main_pair(seed), experiment, seed) for seed in seeds])
+        yield from with_mean(name, ((seed, measure(*main_pair(seed), experiment, seed)) for seed in seeds))
 
 
-def ablation(seeds: list[int], _: Recipes) -> None:
+def ablation(seeds: list[int], _: Recipes) -> Rows:
     """The preset without, or with another value of, each of its ingredients."""
+
+    def changed(changes: dict[str, Any], seed: int) -> dict[str, float]:
+        cells, truth = main_pair(seed)
+        result = reconstruct(cells, merged(PRESET, changes), seed)
+        return shown(agreement(of_source(result), truth) | within_lines(result))
+
     for name, changes in ABLATION.items():
-        rows = []
-        for seed in seeds:
-            cells, truth = main_pair(seed)
-            result = reconstruct(cells, merged(PRESET, changes), seed)
-            rows.append(agreement(of_source(result), truth) | within_lines(result))
-            row(f"{name}, seed {seed}", rows[-1])
-        average(name, rows)
+        yield from with_mean(name, ((seed, changed(changes, seed)) for seed in seeds))
 
 
 def other_pairs(seed: int) -> Iterable[tuple[str, Callable[[], tuple[ad.AnnData, GroupStatistics]]]]:
@@ -263,15 +279,16 @@ def other_pairs(seed: int) -> Iterable[tuple[str, Callable[[], tuple[ad.AnnData,
         yield f"{n_cells} cells", lambda n_cells=n_cells: of_size(n_cells)
 
 
-def pairs(seeds: list[int], recipes: Recipes) -> None:
+def pairs(seeds: list[int], recipes: Recipes) -> Rows:
     """Preset and published parameters on other batches."""
     for seed in seeds:
         for name, make in other_pairs(seed):
             cells, truth = make()
             source = cells[cells.obs["batch"] != REFERENCE]
-            row(f"{name}: floor", agreement(GroupStatistics.of(log_normalise(source.X), source.obs["celltype"]), truth))
+            floor = GroupStatistics.of(log_normalise(source.X), source.obs["celltype"])
+            yield f"{name}: floor, seed {seed}", shown(agreement(floor, truth))
             for title, experiment in recipes.items():
-                measure(f"{name}: {title}, seed {seed}", cells, truth, experiment, seed)
+                yield f"{name}: {title}, seed {seed}", measure(cells, truth, experiment, seed)
 
 
 def nearest_share(values: npt.NDArray, centres: npt.NDArray, number: int) -> float:
@@ -280,7 +297,7 @@ def nearest_share(values: npt.NDArray, centres: npt.NDArray, number: int) -> flo
     return float((correlation.argmax(axis=1) == number).mean())
 
 
-def leave_out(seeds: list[int], recipes: Recipes) -> None:
+def leave_out(seeds: list[int], recipes: Recipes) -> Rows:
     """Each line left out of CEL-seq2 in turn: are its Drop-seq cells still nearest to it, and do they stand out?"""
     cells = shipped_cells()
     lines = cells.obs["celltype"].to_numpy()
@@ -312,8 +329,8 @@ def leave_out(seeds: list[int], recipes: Recipes) -> None:
                 "flag_auc": float(roc_auc_score(left_out, ours.obs["discern_distance"])),
             }
             rows.append(figures)
-            row(f"{title}, without {name}, seed {seed}", {}, **figures)
-        row(f"{title}, mean", {}, **{key: float(np.mean([one[key] for one in rows])) for key in rows[0]})
+            yield f"{title}, without {name}, seed {seed}", figures
+        yield f"{title}, mean", {key: float(np.mean([one[key] for one in rows])) for key in rows[0]}
 
 
 def scores(values: npt.NDArray, totals: npt.NDArray, loadings: npt.NDArray) -> npt.NDArray:
@@ -347,16 +364,14 @@ def within_lines(result: ad.AnnData) -> dict[str, float]:
     return dict(zip(("PC1", "PC2", "PC3"), np.mean(kept, axis=0), strict=True)) | {"spread": float(np.mean(spread))}
 
 
-def variation(seeds: list[int], recipes: Recipes) -> None:
+def variation(seeds: list[int], recipes: Recipes) -> Rows:
     """What varies within a line, before and after."""
     for title, experiment in recipes.items():
-        rows = [within_lines(reconstruct(main_pair(seed)[0], experiment, seed)) for seed in seeds]
-        for seed, figures in zip(seeds, rows, strict=True):
-            row(f"{title}, seed {seed}", figures)
-        average(title, rows)
+        kept = ((seed, within_lines(reconstruct(main_pair(seed)[0], experiment, seed))) for seed in seeds)
+        yield from with_mean(title, kept)
 
 
-def precision(seeds: list[int], _: Recipes) -> None:
+def precision(seeds: list[int], _: Recipes) -> Rows:
     """The demo, with its figures (a) mean_r and (b) difference_r, in each precision."""
     cells = shipped_cells()
     of_reference = (cells.obs["batch"] == REFERENCE).to_numpy()
@@ -365,7 +380,7 @@ def precision(seeds: list[int], _: Recipes) -> None:
     demo = merged(PRESET, {"input_ds": {"split": {"test_cells": 0.2}}})
     for name in get_args(Precision):
         experiment = merged(demo, {"training": {"precision": name}})
-        average(name, [measure(f"{name}, seed {seed}", cells, truth, experiment, seed) for seed in seeds])
+        yield from with_mean(name, ((seed, measure(cells, truth, experiment, seed)) for seed in seeds))
 
 
 def main() -> None:
@@ -381,12 +396,18 @@ def main() -> None:
     parser.add_argument("table", choices=[*commands, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--recipes", choices=list(RECIPES), nargs="+", default=list(RECIPES))
+    parser.add_argument("--results", type=Path, help="folder of JSON files to add the rows to")
     arguments = parser.parse_args()
     recipes = {name: RECIPES[name] for name in arguments.recipes}
     for name, command in commands.items():
         if arguments.table in (name, "all"):
             print(f"\n{name}: {(command.__doc__ or '').splitlines()[0]}")
-            command(arguments.seeds, recipes)
+            for title, figures in command(arguments.seeds, recipes):
+                row(title, figures)
+                if arguments.results:
+                    rounded = {key: round(value, 4) for key, value in figures.items()}
+                    again = f"python benchmarks/quality.py {name} --seeds {' '.join(map(str, arguments.seeds))}"
+                    record(arguments.results / f"quality-{name}.json", {title: rounded}, again)
 
 
 if __name__ == "__main__":

@@ -418,7 +418,7 @@ def measure(name: str, method: str, seed: int, pair: Pair, results: Path, **how:
         path = file_of(results, name, method, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(written, indent=1) + "\n")
-        row(f"{name}: {method}, seed {seed}", {}, **found)
+        row(f"{name}: {method}, seed {seed}", found)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The figures of `benchmarks/tissues.py`, and how it chooses a recipe."""
+"""The figures of `benchmarks/tissues.py`, how it chooses a recipe, and what `benchmarks/stopping.py` makes of them."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -16,14 +17,17 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 DEFINITIONS = BENCHMARKS.parents[1] / "shared" / "quality" / "metrics.py"
 
 
-@pytest.fixture(scope="module")
-def tissues():
+def _benchmark(name):
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import tissues
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return tissues
+
+
+@pytest.fixture(scope="module")
+def tissues():
+    return _benchmark("tissues")
 
 
 @pytest.fixture
@@ -134,3 +138,31 @@ def test_figures_are_those_of_the_definitions(tissues, cells):
         "ari_joint": metrics.joint_clustering(measured, all_labels),
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_figure_that_orders_epochs_as_the_truth_does_chooses_the_best(tmp_path):
+    stopping = _benchmark("stopping")
+    for pair in ("one", "other"):
+        for shift, recipe in enumerate(("preset", "dropout 0.3")):
+            found = {
+                epoch: {
+                    "projection": -abs(epoch - 30.0) - shift,
+                    "mixing": float(epoch - shift),
+                    "both": float(epoch - shift),
+                    "expression": 1 - abs(epoch - 30) / 100 - shift,
+                    "identity": epoch / 100 + shift,
+                }
+                for epoch in stopping.EPOCHS
+            }
+            path = tmp_path / pair / f"{recipe}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"pair": pair, "recipe": recipe, "seed": 0, "figures": found}))
+    rows = stopping.table(tmp_path)
+    by_projection = rows["epochs: projection"]
+    assert by_projection["trainings"] == 2
+    assert by_projection["rank correlation, expression"] == 1
+    assert by_projection["chosen by it, expression"] == pytest.approx(0.45)
+    assert by_projection["chosen by it, identity"] == pytest.approx(-0.45)
+    assert rows["epochs: mixing"]["rank correlation, identity"] == 1
+    assert rows["recipes: projection"]["rank correlation, expression"] == 1
+    assert rows["recipes: projection"]["rank correlation, identity"] == -1

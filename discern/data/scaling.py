@@ -187,14 +187,13 @@ def sample_counts(
     """
     if counts.shape != probabilities.shape:
         raise InvalidInputError(f"expected probabilities of shape {counts.shape}, got {probabilities.shape}")
-    zero: np.ndarray | float = 0.0
-    if is_standardised(uns):
-        if var is None:
-            raise InvalidInputError("uns holds fixed_scaling, so the counts are standardised: expected var, got None")
-        mean, std = parse_mean_var(var, (uns or {})["fixed_scaling"])
-        zero = (0 - mean) / std
     detected = _draws(counts.shape, seed, cells) < probabilities
-    return np.where(detected, counts, zero).astype(counts.dtype)
+    if not is_standardised(uns):
+        return counts * detected
+    if var is None:
+        raise InvalidInputError("uns holds fixed_scaling, so the counts are standardised: expected var, got None")
+    mean, std = parse_mean_var(var, (uns or {})["fixed_scaling"])
+    return np.where(detected, counts, (0 - mean) / std).astype(counts.dtype)
 
 
 def _draws(shape: tuple[int, ...], seed: int | np.random.Generator, cells: np.ndarray | None) -> np.ndarray:
