@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anndata as ad
 import dask.array
@@ -38,11 +38,13 @@ from discern.runtime.memory import block_budget, matrix_budget
 from discern.runtime.progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike
 
+
+_T = TypeVar("_T")
 
 Undo: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
 """Turns stored values back into log-normalised ones."""
@@ -255,6 +257,25 @@ def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
         yield rest
 
 
+def ahead(items: Iterable[_T]) -> Iterator[_T]:
+    """Iterate; the next item is made, in a thread, while the caller is at work on one.
+
+    Example:
+        >>> list(ahead(number**2 for number in range(4)))
+        [0, 1, 4, 9]
+    """
+    iterator = iter(items)
+
+    def one() -> list[_T]:
+        return list(itertools.islice(iterator, 1))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(one)
+        while made := following.result():
+            following = thread.submit(one)
+            yield from made
+
+
 def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
     """Yield the chunks of a dask matrix; the next one is read while the caller is at work on one."""
 
@@ -263,12 +284,7 @@ def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:
             block = X.blocks[number].compute(scheduler="synchronous")
         return as_csr(block)
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        following = reader.submit(read, 0)
-        for number in range(1, X.numblocks[0]):
-            chunk, following = following.result(), reader.submit(read, number)
-            yield chunk
-        yield following.result()
+    return ahead(map(read, range(X.numblocks[0])))
 
 
 def read_cells(

@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 
 from discern.data.annotation import give_back, np_one_hot
-from discern.data.chunks import iter_blocks
+from discern.data.chunks import ahead, iter_blocks
 from discern.data.processed import LEFT_OUT
 from discern.data.scaling import cell_numbers, sample_counts
 from discern.data.writers import write_blocks
@@ -294,7 +294,7 @@ def project(
     cells, count = judge.cells, -(-data.n_obs // chunk_size)
     for name, target in targets.items():
         path = folder / name
-        decoded = decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size)
+        decoded = ahead(decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size))
         measured = iter_blocks(data.X, chunk_size) if "measured" in output.layers else itertools.repeat((None, None))
         chunks = _written_chunks(decoded, measured, cells.numbers, output.layers, seed, calibrations.get(name))
         empty = _without_matrices(data, judge, target, store_sigmas)
