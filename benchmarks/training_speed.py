@@ -5,7 +5,7 @@
 
 The preset of DISCERN against scVI with 30 latent dimensions and 2 layers (as in `other_methods.py`) and as it is
 without any arguments, each in a process of its own, in turn. Time is that of whole epochs after the first, which
-compiles. scVI holds the cells in memory; DISCERN streams them as in any training.
+compiles. Both hold the cells in memory.
 """
 
 from __future__ import annotations
