@@ -11,8 +11,7 @@ import functools
 import itertools
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anndata as ad
 import dask.array
@@ -36,15 +35,14 @@ from discern.errors import InvalidInputError, MissingFileError
 from discern.runtime.foreign import reading, visible
 from discern.runtime.memory import block_budget, matrix_budget
 from discern.runtime.progress import track
+from discern.runtime.tasks import ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike
 
-
-_T = TypeVar("_T")
 
 Undo: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
 """Turns stored values back into log-normalised ones."""
@@ -255,25 +253,6 @@ def _regrouped(X: Matrix, cells: int) -> Iterator[sparse.csr_matrix]:
         rest = chunk[full:]
     if rest is not None and rest.shape[0]:
         yield rest
-
-
-def ahead(items: Iterable[_T]) -> Iterator[_T]:
-    """Iterate; the next item is made, in a thread, while the caller is at work on one.
-
-    Example:
-        >>> list(ahead(number**2 for number in range(4)))
-        [0, 1, 4, 9]
-    """
-    iterator = iter(items)
-
-    def one() -> list[_T]:
-        return list(itertools.islice(iterator, 1))
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        following = thread.submit(one)
-        while made := following.result():
-            following = thread.submit(one)
-            yield from made
 
 
 def _read_ahead(X: Matrix) -> Iterator[sparse.csr_matrix]:

@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 
 from discern.data.annotation import give_back, np_one_hot
-from discern.data.chunks import ahead, iter_blocks
+from discern.data.chunks import iter_blocks
 from discern.data.processed import LEFT_OUT
 from discern.data.scaling import cell_numbers, sample_counts
 from discern.data.writers import write_blocks
@@ -21,6 +21,7 @@ from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust, te
 from discern.model.targets import INTERVALS, OutputFormat, target_labels
 from discern.model.trained import CHUNK_SIZE
 from discern.runtime import progress
+from discern.runtime.tasks import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

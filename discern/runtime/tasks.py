@@ -1,10 +1,11 @@
-"""Several pieces of work: one after another, or side by side in processes that share the machine.
+"""Several pieces of work: one after another, the next ahead in a thread, or side by side in processes.
 
 `discern.runtime.ray_cluster` runs the same tasks on a cluster.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from discern.runtime.processes import as_child, end_children, raise_if_told_to_e
 from discern.runtime.progress import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
@@ -58,6 +59,25 @@ class Share:
 
 Results: TypeAlias = "dict[str, _T | Exception]"
 """For each task what its function returned, or the exception that ended it."""
+
+
+def ahead(items: Iterable[_T]) -> Iterator[_T]:
+    """Iterate; the next item is made, in a thread, while the caller is at work on one.
+
+    Example:
+        >>> list(ahead(number**2 for number in range(4)))
+        [0, 1, 4, 9]
+    """
+    iterator = iter(items)
+
+    def one() -> list[_T]:
+        return list(itertools.islice(iterator, 1))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(one)
+        while made := following.result():
+            following = thread.submit(one)
+            yield from made
 
 
 def run_here(tasks: Mapping[str, Task[_T]]) -> Results[_T]:
