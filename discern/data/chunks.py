@@ -99,7 +99,7 @@ def as_csr(block: Matrix, dtype: DTypeLike | None = np.float32) -> sparse.csr_ma
     if block.dtype == np.float16:
         block = block.astype(np.float32)  # scipy knows no float16
     if isinstance(block, np.ndarray):
-        return _csr_of_dense(block.astype(block.dtype if dtype is None else dtype, copy=False))
+        return _csr_of_dense(np.asarray(block, dtype=dtype))
     csr = sparse.csr_matrix(block, dtype=dtype)
     if csr.nnz and not csr.data.all():
         if sparse.issparse(block) and np.shares_memory(csr.data, block.data):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from discern.data.chunks import estimate_csr_nbytes, is_lazy, iter_blocks, read_cells
+from discern.data.chunks import as_csr, estimate_csr_nbytes, is_lazy, iter_blocks, read_cells
 from discern.errors import InvalidInputError, MissingFileError
 from discern.runtime.memory import matrix_budget
 
@@ -135,3 +135,27 @@ def test_file_without_matrix(cells: ad.AnnData, tmp_path: Path) -> None:
     cells.write_h5ad(tmp_path / "cells.h5ad")
     with pytest.raises(InvalidInputError, match="expected a matrix X"):
         read_cells(tmp_path / "cells.h5ad")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        np.array([[0.0, 1.5], [0.0, 0.0]]),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([[0, 3]], dtype=np.uint16),
+        np.array([[True, False]]),
+        np.array([[0.5, 0]], dtype=np.float16),
+        np.asmatrix([[0.0, 2.0], [1.0, 0.0]]),
+        np.zeros((0, 4)),
+        np.zeros((3, 0)),
+    ],
+    ids=lambda block: f"{type(block).__name__}-{block.dtype}-{block.shape}",
+)
+def test_a_dense_block_becomes_the_csr_matrix_that_scipy_makes(block: np.ndarray) -> None:
+    wanted = sparse.csr_matrix(np.asarray(block, dtype=np.float32))
+    made = as_csr(block)
+    assert made.dtype == np.float32
+    assert made.indices.dtype == wanted.indices.dtype
+    assert made.has_sorted_indices
+    np.testing.assert_array_equal(made.toarray(), wanted.toarray())
+    assert made.nnz == wanted.nnz
