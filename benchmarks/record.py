@@ -28,7 +28,10 @@ def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: s
         command: What prints them again, from the root of the repository; that of this process, if not given.
     """
     if command is None:
-        words = [word for word in sys.argv[1:] if word not in ("--results", str(path), f"--results={path}")]
+        words = [word for word in sys.argv[1:] if not word.startswith("--results=")]
+        if "--results" in words:
+            place = words.index("--results")
+            del words[place : place + 2]
         command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     there = json.loads(path.read_text()) if path.exists() else {}
     about = {"command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine()}
