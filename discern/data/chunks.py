@@ -102,21 +102,19 @@ def as_csr(block: Matrix, dtype: DTypeLike | None = np.float32) -> sparse.csr_ma
         return _csr_of_dense(np.asarray(block, dtype=dtype))
     csr = sparse.csr_matrix(block, dtype=dtype)
     if csr.nnz and not csr.data.all():
-        if sparse.issparse(block) and np.shares_memory(csr.data, block.data):
+        if np.shares_memory(csr.data, block.data):
             csr = csr.copy()
         csr.eliminate_zeros()
     return csr
 
 
 def _csr_of_dense(block: np.ndarray) -> sparse.csr_matrix:
-    """Row by row, which scipy does not, and takes half as long again."""
-    genes = [np.flatnonzero(row) for row in block]
-    index = np.int32 if block.size < 2**31 else np.int64
-    begins = np.cumsum([0, *map(len, genes)], dtype=index)
-    none = np.empty(0, dtype=block.dtype)
-    data = np.concatenate([none, *(row[shown] for row, shown in zip(block, genes, strict=True))])
-    indices = np.concatenate([np.empty(0, dtype=index), *genes], dtype=index)
-    return sparse.csr_matrix((data, indices, begins), shape=block.shape)
+    """Do what scipy does by way of the coordinates of all values, which takes it longer."""
+    values = block.ravel()
+    shown = np.flatnonzero(values)
+    n_cells, n_genes = block.shape
+    begins = np.searchsorted(shown, np.arange(n_cells + 1) * n_genes)
+    return sparse.csr_matrix((values[shown], shown % max(n_genes, 1), begins), shape=block.shape)
 
 
 def canonical(X: Matrix, source: str) -> Matrix:

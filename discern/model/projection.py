@@ -115,7 +115,7 @@ def decoded_chunks(
     batch_onehot: npt.NDArray[np.float32],
     chunk_size: int = CHUNK_SIZE,
 ) -> Iterator[Decoded]:
-    """Decode latent codes, chunk by chunk.
+    """Decode latent codes, chunk by chunk; the next one is decoded while the caller is at work on one.
 
     Args:
         trained: The network.
@@ -125,7 +125,7 @@ def decoded_chunks(
     """
     targets = np.broadcast_to(batch_onehot, (len(latent), batch_onehot.shape[-1]))
     begin = 0
-    for counts, detection in trained.decode(latent, targets, chunk_size):
+    for counts, detection in ahead(trained.decode(latent, targets, chunk_size)):
         rows = slice(begin, begin + len(counts))
         yield Decoded(rows, counts, detection)
         begin = rows.stop
@@ -295,7 +295,7 @@ def project(
     cells, count = judge.cells, -(-data.n_obs // chunk_size)
     for name, target in targets.items():
         path = folder / name
-        decoded = ahead(decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size))
+        decoded = decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size)
         measured = iter_blocks(data.X, chunk_size) if "measured" in output.layers else itertools.repeat((None, None))
         chunks = _written_chunks(decoded, measured, cells.numbers, output.layers, seed, calibrations.get(name))
         empty = _without_matrices(data, judge, target, store_sigmas)
