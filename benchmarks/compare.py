@@ -34,7 +34,7 @@ from discern.datasets import lung_cell_lines
 from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
     import pandas as pd
@@ -331,11 +331,14 @@ def kept(results: Path, kind: str) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def keep(results: Path, kind: str, name: str, figures: dict[str, Any]) -> None:
-    """Write a row and print it."""
-    plain = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
-    record(results / f"compare-{kind}.json", {name: plain})
-    show(kind, name, plain)
+def keep(results: Path, name: str, make: Callable[[], dict[str, dict[str, Any]]], last: str) -> None:
+    """Compute the rows of a name, write and print them, unless that of the `last` kind is there."""
+    if name in kept(results, last):
+        return
+    for kind, figures in make().items():
+        plain = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+        record(results / f"compare-{kind}.json", {name: plain})
+        show(kind, name, plain)
 
 
 def show(kind: str, name: str, figures: dict[str, Any]) -> None:
@@ -362,14 +365,11 @@ def main() -> None:
         title = f"{name}, {source} as {reference}, seed {arguments.seed}"
         if arguments.command == "missing":
             for kind, make in missing(*place):
-                if f"{title}, without {kind}" not in kept(results, "missing"):
-                    keep(results, "missing", f"{title}, without {kind}", make())
+                keep(results, f"{title}, without {kind}", lambda make=make: {"missing": make()}, "missing")
         elif arguments.command == "planted":
-            if title not in kept(results, "planted"):
-                keep(results, "planted", title, planted(*place))
-        elif title not in kept(results, "sureness"):
-            for kind, figures in judge(*place).items():
-                keep(results, kind, title, figures)
+            keep(results, title, lambda place=place: {"planted": planted(*place)}, "planted")
+        else:
+            keep(results, title, lambda place=place: judge(*place), "sureness")
     if arguments.command == "table":
         for kind in ("level", "power", "sureness", "planted", "missing"):
             for name, figures in kept(results, kind).items():

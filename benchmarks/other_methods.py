@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from quality import LSN, REFERENCE, SOURCE, log_normalise, main_pair, row, shown, with_mean
+from quality import LSN, REFERENCE, SOURCE, log_normalise, main_pair, mean, row, shown
 from scipy import sparse
 
 from discern.metrics.gene_agreement import GroupStatistics, agreement
@@ -121,16 +121,17 @@ def main() -> None:
     parser.add_argument("python", type=Path, help="interpreter that has the method")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    rows: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
         cells, truth = main_pair(seed)
         lines = cells.obs["celltype"].to_numpy()[(cells.obs["batch"] == SOURCE).to_numpy()]
         for name, (values, seconds) in methods[arguments.method](cells, arguments.python, seed).items():
-            figures = shown(agreement(GroupStatistics.of(values, lines), truth))
-            found.setdefault(name, []).append((seed, figures | {"seconds": seconds}))
-    for name, rows in found.items():
-        for title, figures in with_mean(name, rows):
-            row(title, figures)
+            figures = shown(agreement(GroupStatistics.of(values, lines), truth)) | {"seconds": seconds}
+            row(f"{name}, seed {seed}", figures)
+            rows.setdefault(name, []).append(figures)
+    for name, of_seeds in rows.items():
+        if len(of_seeds) > 1:
+            row(f"{name}, mean", mean(of_seeds))
 
 
 if __name__ == "__main__":

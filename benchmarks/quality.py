@@ -188,7 +188,12 @@ def with_mean(name: str, rows: Iterable[tuple[int, dict[str, float]]]) -> Rows:
         yield f"{name}, seed {seed}", figures
         found.append(figures)
     if len(found) > 1:
-        yield f"{name}, mean", {key: float(np.mean([figures[key] for figures in found])) for key in found[0]}
+        yield f"{name}, mean", mean(found)
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over some rows."""
+    return {key: float(np.mean([figures[key] for figures in rows])) for key in rows[0]}
 
 
 def measure(cells: ad.AnnData, truth: GroupStatistics, experiment: dict[str, Any], seed: int) -> dict[str, float]:
@@ -330,7 +335,7 @@ def leave_out(seeds: list[int], recipes: Recipes) -> Rows:
             }
             rows.append(figures)
             yield f"{title}, without {name}, seed {seed}", figures
-        yield f"{title}, mean", {key: float(np.mean([one[key] for one in rows])) for key in rows[0]}
+        yield f"{title}, mean", mean(rows)
 
 
 def scores(values: npt.NDArray, totals: npt.NDArray, loadings: npt.NDArray) -> npt.NDArray:
@@ -406,8 +411,7 @@ def main() -> None:
                 row(title, figures)
                 if arguments.results:
                     rounded = {key: round(value, 4) for key, value in figures.items()}
-                    again = f"python benchmarks/quality.py {name} --seeds {' '.join(map(str, arguments.seeds))}"
-                    record(arguments.results / f"quality-{name}.json", {title: rounded}, again)
+                    record(arguments.results / f"quality-{name}.json", {title: rounded})
 
 
 if __name__ == "__main__":

@@ -25,13 +25,15 @@ def record(path: Path, rows: Mapping[str, Mapping[str, float | str]], command: s
     Args:
         path: The `.json` file, a mapping from the name of a row to its figures.
         rows: Name of a row -> name of a figure -> the figure.
-        command: What prints them again, from the root of the repository; that of this process, if not given.
+        command: What prints them again, from the root of the repository; that of this process, if not given: without
+            `--results`, and of files and folders elsewhere their names alone.
     """
     if command is None:
         words = [word for word in sys.argv[1:] if not word.startswith("--results=")]
         if "--results" in words:
             place = words.index("--results")
             del words[place : place + 2]
+        words = [Path(word).name if Path(word).is_absolute() else word for word in words]
         command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     there = json.loads(path.read_text()) if path.exists() else {}
     about = {"command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine()}

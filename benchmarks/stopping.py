@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from discern.model.estimator import DISCERN
 
 EPOCHS = (10, 20, 30, 45, 60, 75)
-RECIPES = (
-    *("preset", "no MMD between batches", "MMD between batches, weight 4000", "layers 128, 64, 32", "dropout 0.3"),
-)
+RECIPES = ["preset", "no MMD between batches", "MMD between batches, weight 4000", "layers 128, 64, 32", "dropout 0.3"]
 FREE = ("projection", "mixing", "both")
 
 #: Each epoch has the weights of its last step, so that the end of the training is not judged by an average.
@@ -112,8 +110,8 @@ def table(folder: Path) -> dict[str, dict[str, float]]:
     rows = []
     for path in sorted(folder.glob("*/*.json")):
         kept = json.loads(path.read_text())
-        place = {name: kept[name] for name in ("pair", "recipe", "seed")}
-        rows += [place | {"epochs": int(epoch)} | found for epoch, found in kept["figures"].items()]
+        of_epochs = kept.pop("figures")
+        rows += [kept | {"epochs": int(epoch)} | found for epoch, found in of_epochs.items()]
     everything = pd.DataFrame(rows)
     place = ["pair", "seed"]
     of_preset = dict(list(everything[everything["recipe"] == "preset"].groupby(place)))
@@ -138,7 +136,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for what was found")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pairs", nargs="+", default=["pancreas", "blood, 3'", "lines"], help="parts of their names")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(ABLATION))
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=list(ABLATION))
     parser.add_argument("--results", type=Path, help="JSON file to add the table to")
     arguments = parser.parse_args()
     for seed in arguments.seeds if arguments.data else ():

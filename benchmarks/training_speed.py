@@ -4,24 +4,35 @@
     python benchmarks/training_speed.py cells.h5ad --scvi scvi/bin/python --results FILE.json
 
 The preset of DISCERN against scVI with 30 latent dimensions and 2 layers (as in `other_methods.py`) and as it is
-without any arguments, each in a process of its own, in turn. Time is that of whole epochs after the first, which
-compiles. Both hold the cells in memory.
+without any arguments, one after the other. Time is that of whole epochs after the first, which compiles. Both hold the
+cells in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
+import os
+import statistics
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import anndata as ad
+import keras
+import numpy as np
+from other_methods import run
+from quality import PRESET, set_up
 from record import record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SCVI = """
 import json, sys, time
-import anndata, lightning.pytorch as lightning, scvi
+import anndata, lightning.pytorch as lightning, numpy, scvi
 
 class Times(lightning.Callback):
     times = []
@@ -30,44 +41,33 @@ class Times(lightning.Callback):
     def on_train_epoch_end(self, *_):
         self.times.append(time.perf_counter() - self.begin)
 
-scvi.settings.seed = 0
-cells = anndata.read_h5ad(sys.argv[1])
+file = numpy.load(sys.argv[1])
+scvi.settings.seed = int(sys.argv[3])
+cells = anndata.read_h5ad(str(file["cells"]))
 scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
-model = scvi.model.SCVI(cells, **json.loads(sys.argv[4]))
+model = scvi.model.SCVI(cells, **json.loads(str(file["network"])))
 model.train(
-    max_epochs=int(sys.argv[3]), accelerator="cpu", enable_progress_bar=False, train_size=1.0, callbacks=[Times()]
+    max_epochs=int(file["epochs"]), accelerator="cpu", enable_progress_bar=False, train_size=1.0, callbacks=[Times()]
 )
-json.dump({"cells": cells.n_obs, "seconds": Times.times}, open(sys.argv[2], "w"))
+numpy.savez(sys.argv[2], seconds=Times.times)
 """
-_DISCERN = """
-import json, sys, time
-from pathlib import Path
-import anndata, keras
-from quality import PRESET, set_up
+_NETWORKS = {"30 latent dimensions, 2 layers": {"n_latent": 30, "n_layers": 2}, "its defaults": {}}
+
 
 class Times(keras.callbacks.Callback):
-    times = []
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begin = time.perf_counter()
-    def on_epoch_end(self, epoch, logs=None):
-        self.times.append(time.perf_counter() - self.begin)
+    """Take the seconds of each epoch."""
 
-cells = anndata.read_h5ad(sys.argv[1])
-estimator, data, _ = set_up(cells, PRESET, 0)
-estimator.training(data, [Times()], max_steps=int(sys.argv[3]))
-Path(sys.argv[2]).write_text(json.dumps({"cells": data.n_obs, "seconds": Times.times}))
-"""
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
 
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Begin."""
+        self._begin = time.perf_counter()
 
-def cells_per_second(python: str | Path, script: str, cells: Path, epochs: int, arguments: str = "") -> float:
-    """Train in an interpreter; return cells a second, median over the epochs after the first."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "found.json"
-        command = [python, "-c", script, cells.absolute(), found, str(epochs), arguments]
-        subprocess.run(command, check=True, cwd=Path(__file__).parent)
-        measured = json.loads(found.read_text())
-    seconds = sorted(measured["seconds"][1:])
-    return float(measured["cells"] / seconds[len(seconds) // 2])
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """End."""
+        self.seconds.append(time.perf_counter() - self._begin)
 
 
 def main() -> None:
@@ -77,16 +77,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--results", type=Path, help="JSON file to add the figures to")
     arguments = parser.parse_args()
-    who = {"DISCERN, preset": (Path(sys.executable), _DISCERN, "")}
-    if arguments.scvi:
-        scvi = arguments.scvi.absolute()
-        who["scVI, 30 latent dimensions, 2 layers"] = (scvi, _SCVI, json.dumps({"n_latent": 30, "n_layers": 2}))
-        who["scVI, its defaults"] = (scvi, _SCVI, "{}")
-    for name, (python, script, options) in who.items():
-        speed = cells_per_second(python, script, arguments.cells, arguments.epochs, options)
+    cells = ad.read_h5ad(arguments.cells)
+
+    def tell(name: str, seconds: list[float]) -> None:
+        speed = cells.n_obs / statistics.median(seconds[1:])
         print(f"{name:40} {speed:8.0f} cells a second", flush=True)
         if arguments.results:
             record(arguments.results, {name: {"cells a second": round(speed)}})
+
+    times = Times()
+    estimator, data, _ = set_up(cells, PRESET, 0)
+    estimator.training(data, [times], max_steps=arguments.epochs)
+    tell("DISCERN, preset", times.seconds)
+    place = np.array(str(arguments.cells.absolute()))
+    for name, network in _NETWORKS.items() if arguments.scvi else ():
+        given = {"cells": place, "epochs": np.array(arguments.epochs), "network": np.array(json.dumps(network))}
+        made, _ = run(_SCVI, arguments.scvi, 0, **given)
+        tell(f"scVI, {name}", list(made["seconds"]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ def test_the_command_is_recorded_without_the_file_of_results(tmp_path: Path, mon
         assert json.loads(file.read_text())["one"]["command"] == "python benchmarks/scale.py 10 --folder 'a b'"
 
 
+def test_of_places_on_this_machine_the_names_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/scale.py", "--data", "/home/me/cells", "results/x"])
+    record(tmp_path / "scale.json", {"one": {"seconds": 1.0}})
+    kept = json.loads((tmp_path / "scale.json").read_text())
+    assert kept["one"]["command"] == "python benchmarks/scale.py --data cells results/x"
+
+
 def test_a_row_measured_again_replaces_the_old_one_and_the_others_stay(tmp_path: Path) -> None:
     file = tmp_path / "new" / "scale.json"
     record(file, {"one": {"seconds": 1.0}, "two": {"seconds": 2.0}}, "old")
