@@ -105,6 +105,17 @@ PROTEINS = {
 }
 ISOTYPES = ("IgG1", "IgG2a")
 
+#: Mixture -> shares of the three lines, in the order of their names.
+MIXTURES = {
+    "one": (1, 0, 0),
+    "two": (0, 1, 0),
+    "three": (0, 0, 1),
+    "most of one": (0.68, 0.16, 0.16),
+    "most of two": (0.16, 0.68, 0.16),
+    "most of three": (0.16, 0.16, 0.68),
+    "all": (1 / 3, 1 / 3, 1 / 3),
+}
+
 
 # --- cells -----------------------------------------------------------------------------------------------------------
 
@@ -163,6 +174,37 @@ def shipped(folder: Path, seed: int) -> Pair:
     return Pair(cells[~hidden].copy(), cells[hidden].copy(), REFERENCE, bulk_expression(folder))
 
 
+def mixtures(seed: int) -> Pair:
+    """Return the shipped pair, its lines mixed: types that differ little, of which each cell says little.
+
+    A cell of a mixture has counts of one cell of each line, thinned to half of their shares; 32 source cells and 16
+    reference cells of each. Cells of the truth are mixed from others than those of the reference.
+    """
+    cells = shipped_cells()
+    batch, lines = (cells.obs[name].to_numpy(str) for name in ("batch", "celltype"))
+    hidden = held_out(cells, seed)
+    generator = np.random.default_rng(500 + seed)
+
+    def mixed(those: npt.NDArray, each: int) -> ad.AnnData:
+        rows, names = [], np.repeat(list(MIXTURES), each)
+        for name in names:
+            parts = []
+            for line, share in zip(np.unique(lines), MIXTURES[name], strict=True):
+                part = cells.X[generator.choice(np.flatnonzero(those & (lines == line)))].copy()
+                part.data = generator.binomial(part.data.astype(int), share / 2).astype(np.float32)
+                parts.append(part)
+            rows.append(sum(parts[1:], parts[0]))
+        X = sparse.vstack(rows, format="csr", dtype=np.float32)
+        X.eliminate_zeros()
+        obs = pd.DataFrame({"batch": batch[those][0], "celltype": names}, index=[f"{n}" for n in range(len(names))])
+        return ad.AnnData(X, obs, cells.var)
+
+    of_reference = batch == REFERENCE
+    both = ad.concat([mixed(~of_reference, 32), mixed(of_reference & ~hidden, 16)], index_unique="-", keys=["s", "r"])
+    genes = np.asarray((both.X > 0).sum(axis=0)).ravel() >= 3
+    return Pair(both[:, genes].copy(), mixed(of_reference & hidden, 16)[:, genes].copy(), REFERENCE)
+
+
 def proteins(folder: Path, seed: int) -> Pair:
     """Return blood cells, half of them thinned to 20 % of their counts, with their antibody counts."""
     cells = read(folder / "cite_pbmc_eccite.h5ad")
@@ -199,6 +241,7 @@ def pairs(folder: Path, seed: int) -> dict[str, Any]:
     for source in ("10x", "Drop-seq"):
         add(f"lines, 889 genes, {source} as CEL-seq2", "lines3_3tech_894.h5ad", source, "CEL-seq2", of_lines=True)
     made["lines, Drop-seq as CEL-seq2"] = lambda: shipped(folder, seed)
+    made["mixtures of lines, Drop-seq as CEL-seq2"] = lambda: mixtures(seed)
     made["blood, thinned to 20 %, with proteins"] = lambda: proteins(folder, seed)
     made["blood, 9 in 10 counts"] = lambda: molecules(folder, seed)
     return made

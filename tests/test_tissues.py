@@ -166,3 +166,17 @@ def test_a_figure_that_orders_epochs_as_the_truth_does_chooses_the_best(tmp_path
     assert rows["epochs: mixing"]["rank correlation, identity"] == 1
     assert rows["recipes: projection"]["rank correlation, expression"] == 1
     assert rows["recipes: projection"]["rank correlation, identity"] == -1
+
+
+def test_mixtures_have_all_lines_in_their_shares_and_a_truth_of_other_cells(tissues):
+    pair = tissues.mixtures(seed=0)
+    assert pair.cells.obs.groupby(["batch", "celltype"]).size().unstack().loc["celseq2"].eq(16).all()
+    assert pair.is_source.sum() == 7 * 32
+    assert pair.truth.n_obs == 7 * 16
+    assert pair.cells.obs_names.is_unique
+    assert pair.cells.n_vars == pair.truth.n_vars
+    means = {name: np.log1p(pair.truth[pair.truth.obs["celltype"] == name].X.mean(axis=0)) for name in tissues.MIXTURES}
+    far, near = (np.abs(means[name] - means["one"]).mean() for name in ("two", "most of one"))
+    assert near < far
+    again = tissues.mixtures(seed=0)
+    assert (again.cells.X != pair.cells.X).nnz == 0

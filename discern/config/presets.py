@@ -22,6 +22,7 @@ PRESETS: dict[str, JsonObject] = {
             "crossentropy": {"label_smoothing": 0.0, "lower_label_smoothing": 0.1},
             "weighting_decoder_dropout": 10000,
             "weighting_batch_mmd": 1000,
+            "weighting_noisy_genes": 0.02,
         },
         "training": {
             "max_steps": 75,

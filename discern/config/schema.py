@@ -280,6 +280,11 @@ class Model(Section):
     weighting_batch_mmd: Weight | None = Field(
         default=None, description="Weight of MMD between the latent codes of different batches; 0 or absent: none."
     )
+    weighting_noisy_genes: Weight | None = Field(
+        default=None,
+        description="Weight, in the reconstruction loss, of a gene of which half of the counts foretell nothing of the "
+        "other half; if they foretell all it has 1 more. The mean is made 1. Absent: all genes count alike.",
+    )
 
     @model_validator(mode="before")
     @classmethod

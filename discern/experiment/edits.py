@@ -27,8 +27,8 @@ _MACHINE = ("input_ds.n_cpus_preprocessing",)  # says nothing about the cells
 # What of the network may change between two trainings: how it is trained, not what its weights mean.
 _FREE_IN_MODEL = (
     *("reconstruction_loss", "crossentropy", "wae_lambda", "weighting_decoder_dropout", "weighting_random_encoder"),
-    *("weighting_batch_mmd", "encoder.regularization", "decoder.regularization", "encoder.conditional_regularization"),
-    "decoder.conditional_regularization",
+    *("weighting_batch_mmd", "weighting_noisy_genes", "encoder.regularization", "decoder.regularization"),
+    *("encoder.conditional_regularization", "decoder.conditional_regularization"),
 )
 
 

@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from discern.config.schema import Model, Precision, Side, Training
+from discern.data.chunks import is_lazy
 from discern.errors import InvalidInputError, UnknownNameError, nearest
+from discern.metrics.trust import gene_reliability
 from discern.model.trained import TrainedNetwork
 from discern.networks import losses, optimizers
 from discern.networks.autoencoder import create_decoder, create_encoder, create_model
@@ -22,12 +24,16 @@ from discern.networks.precision import faster_precision
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
     from discern.config.fields import JsonObject
     from discern.config.schema import Experiment
     from discern.data.processed import DISCERNData
     from discern.data.scaling import Scaling
     from discern.networks.autoencoder import WAE, Activation
 
+# From how many cells, and blocks on disk, it is learnt how reliable genes are; at least so many cells of a batch.
+_MOST_CELLS, _MOST_BLOCKS, _FEWEST_CELLS = 4000, 64, 50
 _MODEL = Model()
 _PRECISIONS = get_args(Precision)
 _OF_SIDE = tuple(Side.model_fields)
@@ -67,6 +73,7 @@ class NetworkParameters:
     seed: int | None = None
     distribute: str = "none"
     weighting_batch_mmd: float = 0.0
+    weighting_noisy_genes: float | None = None
     thin_counts: float = 1.0
     average_weights: float | None = None
     strategy: tf.distribute.Strategy = field(init=False)
@@ -205,6 +212,41 @@ def build_for(parameters: NetworkParameters, data: DISCERNData) -> TrainedNetwor
     return build(parameters, len(genes), len(batches), cells, data.scaling, genes, batches)
 
 
+def weighted(parameters: NetworkParameters, trained: TrainedNetwork, data: DISCERNData) -> TrainedNetwork:
+    """Return a network whose reconstruction loss weighs genes as the parameters say, by the cells it is to train on.
+
+    Its optimiser, and the weight of the reconstruction, are those it had. Without a word in the parameters, or if it
+    has its weights already, it is returned as it is.
+    """
+    least = parameters.weighting_noisy_genes
+    if least is None or trained.gene_weights is not None:
+        return trained
+    weights = least + gene_reliability(data.X, _looked_at(data), data.obs["batch"].cat.codes.to_numpy(dtype=np.intp))
+    if not weights.any():
+        return trained
+    result = replace(trained, gene_weights=(weights / weights.mean()).astype(np.float32))
+    if result.network.compiled:
+        compile_network(parameters, result, result.network.optimizer)
+    return result
+
+
+def _looked_at(data: DISCERNData) -> npt.NDArray[np.intp]:
+    """Return the numbers of some training cells of each batch, from few of the blocks on disk."""
+    generator = np.random.default_rng(0)
+    codes = data.obs["batch"].cat.codes.to_numpy()
+    train = (data.obs["split"] == "train").to_numpy()
+    ends = np.cumsum(data.X.chunks[0]) if is_lazy(data.X) else [data.n_obs]
+    n_batches = len(data.obs["batch"].cat.categories)
+    chosen = []
+    for batch in range(n_batches):
+        rows = np.flatnonzero(train & (codes == batch))
+        block = np.searchsorted(ends, rows, side="right")
+        blocks = generator.permutation(np.unique(block))[: max(1, _MOST_BLOCKS // n_batches)]
+        rows = rows[np.isin(block, blocks)]
+        chosen.append(generator.permutation(rows)[: max(_FEWEST_CELLS, _MOST_CELLS // n_batches)])
+    return np.sort(np.concatenate(chosen))
+
+
 def fitted_to(parameters: NetworkParameters, trained: TrainedNetwork, data: DISCERNData) -> TrainedNetwork:
     """Return a network that fits some data; one that does not know its scaling and names has them of the data.
 
@@ -255,18 +297,27 @@ def compile_network(
     parameters: NetworkParameters,
     trained: TrainedNetwork,
     optimizer: keras.optimizers.Optimizer | str,
-    scale: float = 15000.0,
+    scale: float | None = None,
 ) -> None:
-    """Give a network its losses and an optimiser; see `discern.DISCERN.compile`."""
+    """Give a network its losses and an optimiser; see `discern.DISCERN.compile`.
+
+    Without `scale`, the weight of the reconstruction stays what it was.
+    """
     try:
         optimizer = keras.optimizers.get(optimizer)
     except (ValueError, TypeError):
         optimizer = None
     if optimizer is None:
         raise InvalidInputError("optimizer: expected an optimiser of Keras; get_optimizer() makes the usual one")
+    network = trained.network
+    if scale is not None:
+        network.reconstruction_weight = scale
+    reconstruction = losses.reconstruction_loss(parameters.reconstruction_loss)
+    if trained.gene_weights is not None:
+        reconstruction = losses.WeightedGenes(reconstruction, trained.gene_weights)
     mean, std = trained.scaling or (np.float32(0), np.float32(1))
     parts = {
-        "decoder_counts": (losses.reconstruction_loss(parameters.reconstruction_loss), scale),
+        "decoder_counts": (reconstruction, network.reconstruction_weight),
         "decoder_dropouts": (
             losses.MaskedCrossEntropy(**{"zeros": -mean / std, **parameters.crossentropy}),
             parameters.weighting_decoder_dropout,
@@ -278,7 +329,7 @@ def compile_network(
         parts["batch_mmd"] = (losses.DummyLoss(), parameters.weighting_batch_mmd)
     strategy = parameters.strategy
     with strategy.scope():
-        trained.network.compile(
+        network.compile(
             optimizer=optimizer,
             loss={name: loss for name, (loss, _) in parts.items()},
             loss_weights={name: weight for name, (_, weight) in parts.items()},

@@ -60,6 +60,8 @@ class DISCERN:
         seed: Seed of initial weights and of the noise in training; None for a fresh one each time.
         distribute: "none", or "mirrored" to share each batch among all GPUs of this machine.
         weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
+        weighting_noisy_genes: Weight, in the reconstruction loss, of a gene of which half of the counts foretell
+            nothing of the other half, see `discern.metrics.trust.gene_reliability`. None: all genes count alike.
         thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
         average_weights: Share of the training, its end, over which about the weights are averaged; None for those of
             the last step.
@@ -257,6 +259,7 @@ class DISCERN:
         if self._trained is None:
             self._trained = building.build_for(self.parameters, inputdata)
         self.prepare_projection(inputdata)
+        self._trained = building.weighted(self.parameters, self.trained, inputdata)
         if not self.trained.network.compiled:
             self.compile(self.get_optimizer())
 

@@ -79,6 +79,8 @@ class TrainedNetwork:
         epoch: Number of epochs that it has been trained for.
         experiment: The EXPERIMENT of a parameter file that describes it; None if there is none.
         begun: How far it is in the next epoch already, if an interrupted training goes on; else None.
+        gene_weights: How much each gene counts in its reconstruction loss, (n_genes,), 1 on average; None if all count
+            alike, or it has not met the cells that say it.
     """
 
     network: WAE
@@ -88,6 +90,7 @@ class TrainedNetwork:
     epoch: int = 0
     experiment: Mapping[str, Any] | None = None
     begun: Begun | None = None
+    gene_weights: npt.NDArray[np.float32] | None = None
 
     @property
     def n_genes(self) -> int:

@@ -241,6 +241,7 @@ class WAE(keras.Model):
         self.decoder = decoder
         self.total_number_cells = total_number_cells
         self.compare_batches = compare_batches
+        self.reconstruction_weight = 15000.0
 
     @property
     def precision(self) -> str:

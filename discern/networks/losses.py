@@ -41,9 +41,9 @@ def getmembers() -> dict[str, type[keras.losses.Loss]]:
 
     Example:
         >>> sorted(getmembers())
-        ['DummyLoss', 'HuberLoss', 'Lnorm', 'MaskedCrossEntropy']
+        ['DummyLoss', 'HuberLoss', 'Lnorm', 'MaskedCrossEntropy', 'WeightedGenes']
     """
-    return {loss.__name__: loss for loss in (DummyLoss, HuberLoss, Lnorm, MaskedCrossEntropy)}
+    return {loss.__name__: loss for loss in (DummyLoss, HuberLoss, Lnorm, MaskedCrossEntropy, WeightedGenes)}
 
 
 @_register
@@ -102,6 +102,49 @@ class HuberLoss(keras.losses.Loss):
     def get_config(self) -> dict[str, object]:
         """Return the arguments from which an equal loss can be made."""
         return {**super().get_config(), "delta": self.delta}
+
+
+@_register
+class WeightedGenes(keras.losses.Loss):
+    """A loss in which genes count more or less: both true and predicted values are scaled gene by gene.
+
+    With `weights` of w a squared error counts w times; what a loss has in the units of the expression, as `delta` of
+    `HuberLoss`, is in those of the scaled one.
+
+    Args:
+        loss: The loss.
+        weights: Of each gene, (n_genes,); 1 leaves it as it is.
+        name: Name of the loss.
+
+    Example:
+        >>> loss = WeightedGenes(HuberLoss(delta=9.0), [4.0, 0.0])
+        >>> float(loss(keras.ops.array([[0.0, 0.0]]), keras.ops.array([[1.0, 3.0]])))
+        1.0
+    """
+
+    def __init__(self, loss: keras.losses.Loss, weights: ArrayLike, name: str = "weighted_genes") -> None:
+        super().__init__(name=name, reduction=loss.reduction)
+        self.loss = loss
+        self.weights = np.asarray(weights, dtype=np.float32)
+        self._scaled = with_gradient(self._of_scaled)
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Return what the loss returns for scaled expression, (cells, genes)."""
+        y_pred, y_true = _floats(y_pred, y_true)
+        return self._scaled(y_pred, y_true)
+
+    def _of_scaled(self, y_pred: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
+        factors = tf.cast(np.sqrt(self.weights), y_pred.dtype)
+        return self.loss.call(y_true * factors, y_pred * factors)
+
+    def get_config(self) -> dict[str, object]:
+        """Return the arguments from which an equal loss can be made."""
+        return {"loss": keras.losses.serialize(self.loss), "weights": self.weights.tolist(), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WeightedGenes:
+        """Make a loss from its `get_config`."""
+        return cls(**{**config, "loss": keras.losses.deserialize(config["loss"])})
 
 
 @_register

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from discern.errors import InvalidInputError
-from discern.metrics.trust import Calibration, Unseen, gene_trust, halves
+from discern.metrics.trust import Calibration, Unseen, gene_reliability, gene_trust, halves
 from discern.reconstructor import Reconstructor, reconstruct
 
 if TYPE_CHECKING:
@@ -34,6 +34,34 @@ def test_both_halves_of_a_cell_have_all_its_counts_between_them() -> None:
     for half in (one, other):
         np.testing.assert_allclose(np.expm1(half).sum(axis=1), 20_000, rtol=1e-4)
     assert ((one > 0) | (other > 0)).sum() == (counts > 0).sum()
+
+
+def log_counts(rates: np.ndarray, seed: int) -> np.ndarray:
+    counts = np.random.default_rng(seed).poisson(rates)
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * 20_000).astype(np.float32)
+
+
+def test_reliability_is_the_correlation_with_another_measurement() -> None:
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(2, 1, (2000, 60)) * np.geomspace(0.1, 100, 60)
+    rates[:, :10] = np.geomspace(0.1, 100, 10)
+    cells, again = log_counts(rates, 1), log_counts(rates, 2)
+    true = np.array([np.corrcoef(*pair)[0, 1] for pair in zip(cells.T, again.T, strict=True)])
+    found = gene_reliability(cells, np.arange(2000), np.zeros(2000, dtype=np.intp))
+    np.testing.assert_allclose(found, np.maximum(true, 0), atol=0.1)
+    assert np.abs(found - true).mean() < 0.03
+
+
+def test_the_batch_that_shows_a_gene_counts_and_their_difference_does_not() -> None:
+    rates = np.ones((400, 100))
+    rates[200:, 0] = 50  # batches differ in the first gene, cells do not
+    rates[200:, 1] = np.where(np.arange(200) % 2, 2, 40)  # one batch alone shows the second
+    batches = np.repeat([0, 1], 200)
+    cells = log_counts(rates, 0)
+    found = gene_reliability(cells, np.arange(400), batches)
+    assert found[1] > 0.8
+    assert max(found[0], *found[2:]) < 0.5
+    assert not gene_reliability(cells, np.array([0, 1, 399]), batches).any()
 
 
 def test_trust_is_high_for_what_is_foretold_and_none_for_noise() -> None:

@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 from discern.errors import InvalidInputError, UnknownNameError
-from discern.networks.losses import DummyLoss, HuberLoss, Lnorm, MaskedCrossEntropy, getmembers, reconstruction_loss
+from discern.networks.losses import (
+    DummyLoss,
+    HuberLoss,
+    Lnorm,
+    MaskedCrossEntropy,
+    WeightedGenes,
+    getmembers,
+    reconstruction_loss,
+)
 from tests.support.conformance import check_config, check_loss
 
 if TYPE_CHECKING:
@@ -54,6 +62,18 @@ def test_huber_gradient_is_clipped() -> None:
         tape.watch(difference)
         value = HuberLoss(delta=2.0)(tf.zeros_like(difference), difference)
     np.testing.assert_allclose(tape.gradient(value, difference) * 5, [[-2, -0.5, 0, 0.5, 2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [HuberLoss(delta=9.0), keras.losses.MeanSquaredError(), Lnorm(p=2, axis=1)], ids=str)
+def test_weights_of_genes_are_those_of_their_squared_errors(loss: keras.losses.Loss) -> None:
+    rng = np.random.default_rng(0)
+    true, predicted = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    weights = np.array([0.1, 0, 2.9, 1, 1], np.float32)
+    each = [float(loss(true[:, [gene]], predicted[:, [gene]])) for gene in range(5)]
+    whole = np.sum if isinstance(loss, Lnorm) else np.mean
+    weighted = WeightedGenes(loss, weights)
+    assert check_loss(weighted, true, predicted) == pytest.approx(float(whole(weights * each)), rel=1e-5)
+    assert check_loss(WeightedGenes(loss, np.ones(5)), true, predicted) == pytest.approx(float(loss(true, predicted)))
 
 
 def test_lnorm_root_has_a_gradient_at_zero() -> None:
@@ -131,4 +151,4 @@ def test_argument_that_the_loss_does_not_take() -> None:
 
 
 def test_members() -> None:
-    assert getmembers().keys() == {"DummyLoss", "HuberLoss", "Lnorm", "MaskedCrossEntropy"}
+    assert getmembers().keys() == {"DummyLoss", "HuberLoss", "Lnorm", "MaskedCrossEntropy", "WeightedGenes"}
