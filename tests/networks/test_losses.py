@@ -64,7 +64,9 @@ def test_huber_gradient_is_clipped() -> None:
     np.testing.assert_allclose(tape.gradient(value, difference) * 5, [[-2, -0.5, 0, 0.5, 2]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [HuberLoss(delta=9.0), keras.losses.MeanSquaredError(), Lnorm(p=2, axis=1)], ids=str)
+@pytest.mark.parametrize(
+    "loss", [HuberLoss(delta=9.0), keras.losses.MeanSquaredError(), Lnorm(p=2, axis=1)], ids=lambda loss: loss.name
+)
 def test_weights_of_genes_are_those_of_their_squared_errors(loss: keras.losses.Loss) -> None:
     rng = np.random.default_rng(0)
     true, predicted = rng.normal(size=(2, 6, 5)).astype(np.float32)
