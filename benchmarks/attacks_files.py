@@ -718,7 +718,10 @@ def _zarr_pipe(path: Path, folder: Path) -> None:
 
 
 def _metadata(path: Path, part: str) -> Path:
-    return next(file for name in (".zarray", "zarr.json") if (file := path / part / name).exists())
+    """Return the file that says how an array is stored; newer versions keep texts in a group, as `values`."""
+    places = (f"{part}/values", part)
+    names = (".zarray", "zarr.json")
+    return next(file for place in places for name in names if (file := path / place / name).exists())
 
 
 def _zarr_changed(part: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from scipy import sparse
 
 from discern.cli.commands import cli
+from discern.data.annotation import named_layers
 from discern.experiment import new_cells
 from discern.model import exported, projection
 from discern.reconstructor import Reconstructor
@@ -107,8 +108,8 @@ def assert_as_from_the_start(new: ad.AnnData, whole: ad.AnnData) -> None:
     assert list(new.var_names) == list(own.var_names)
     pd.testing.assert_frame_equal(new.var.drop(columns="discern_trust"), own.var.drop(columns="discern_trust"))
     np.testing.assert_allclose(new.var["discern_trust"], own.var["discern_trust"], atol=1e-5)
-    assert sorted(new.layers) == sorted(own.layers)
-    for name in new.layers:
+    assert sorted(named_layers(new)) == sorted(named_layers(own))
+    for name in named_layers(new):
         np.testing.assert_allclose(dense(new.layers[name]), dense(own.layers[name]), atol=1e-5, err_msg=name)
     np.testing.assert_allclose(dense(new.X), dense(own.X), atol=1e-5)
     for name in new.obsm:

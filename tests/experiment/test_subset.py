@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from scipy import sparse
 
 from discern.cli.commands import cli
+from discern.data.annotation import named_layers
 from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.experiment import subset
 from discern.experiment.subset import write_subset
@@ -107,7 +108,7 @@ def test_names_of_cells_and_genes_may_be_in_files(cells: ad.AnnData, stored: Pat
     assert list(found.obs_names) == ["cell3", "cell5"]
     assert list(found.var_names) == ["g0", "g1"]
     assert found.X is None
-    assert list(found.layers) == ["counts"]
+    assert list(named_layers(found)) == ["counts"]
 
 
 def test_a_small_subset_is_a_small_file(cells: ad.AnnData, tmp_path: Path) -> None:
@@ -181,5 +182,5 @@ def test_the_command(cells: ad.AnnData, tmp_path: Path) -> None:
     found = ad.read_h5ad(tmp_path / "small.h5ad")
     assert list(found.var_names) == ["g1", "g2", "g3"]
     assert set(found.obs["batch"]) == {"a"}
-    assert list(found.layers) == ["counts"]
+    assert list(named_layers(found)) == ["counts"]
     assert CliRunner().invoke(cli, command).exit_code == 2
