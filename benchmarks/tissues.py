@@ -193,10 +193,10 @@ def mixtures(seed: int) -> Pair:
                 part = cells.X[generator.choice(np.flatnonzero(those & (lines == line)))].copy()
                 part.data = generator.binomial(part.data.astype(int), share / 2).astype(np.float32)
                 parts.append(part)
-            rows.append(sum(parts[1:], parts[0]))
+            rows.append(sum(parts))
         X = sparse.vstack(rows, format="csr", dtype=np.float32)
         X.eliminate_zeros()
-        obs = pd.DataFrame({"batch": batch[those][0], "celltype": names}, index=[f"{n}" for n in range(len(names))])
+        obs = pd.DataFrame({"batch": batch[those][0], "celltype": names}, index=map(str, range(len(names))))
         return ad.AnnData(X, obs, cells.var)
 
     of_reference = batch == REFERENCE

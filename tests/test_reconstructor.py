@@ -25,6 +25,7 @@ from discern.errors import InvalidInputError, MissingFileError, UnknownNameError
 from discern.experiment.info import describe
 from discern.reconstructor import _PLACES, _SECTIONS, Reconstructor, reconstruct
 from discern.runtime import progress
+from tests.support.texts import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,8 @@ def _dense(matrix: Any) -> np.ndarray:
 
 
 def _assert_same_result(one: ad.AnnData, other: ad.AnnData) -> None:
-    assert list(one.obs_names) == list(other.obs_names)
-    assert list(one.var_names) == list(other.var_names)
+    pd.testing.assert_index_equal(plain(one.obs_names), plain(other.obs_names))
+    pd.testing.assert_index_equal(plain(one.var_names), plain(other.var_names))
     np.testing.assert_array_equal(one.obs["split"].astype(str), other.obs["split"].astype(str))
     np.testing.assert_allclose(one.obsm["X_DISCERN"], other.obsm["X_DISCERN"], atol=1e-6)
     for name in ("estimated_counts", "estimated_dropouts"):

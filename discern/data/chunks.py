@@ -457,6 +457,16 @@ def _read_dense(path: Path, elem: h5py.Group | h5py.Dataset, undo: Undo | None, 
     return _lazy(functools.partial(_dense_rows, path, elem.name, dtype, undo), elem.shape, dtype)
 
 
+def block_bounds(X: Matrix) -> np.ndarray:
+    """Return where the blocks of a matrix on disk begin and end, in cells; a matrix in memory is one block.
+
+    Example:
+        >>> block_bounds(np.eye(6)).tolist()
+        [0, 6]
+    """
+    return np.cumsum([0, *(X.chunks[0] if is_lazy(X) else [X.shape[0]])])
+
+
 def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
     """Iterate over some rows of a matrix, reading only the blocks on disk that hold any.
 
@@ -472,8 +482,7 @@ def cell_blocks(X: Matrix, rows: np.ndarray, cells: int = 512) -> Iterator[tuple
         >>> [(rows.tolist(), block.nnz) for rows, block in cell_blocks(np.eye(6), np.array([0, 2, 5]), cells=2)]
         [([0, 2], 2), ([5], 1)]
     """
-    bounds = np.cumsum([0, *(X.chunks[0] if is_lazy(X) else [X.shape[0]])])
-    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+    for number, (begin, end) in enumerate(itertools.pairwise(block_bounds(X))):
         inside = rows[(rows >= begin) & (rows < end)]
         if not len(inside):
             continue

@@ -129,12 +129,11 @@ def gene_reliability(
         >>> (gene_reliability(cells, np.arange(100), np.zeros(100, dtype=np.intp)) > 0.8).tolist()
         [True, False, False, False, False, False, False, False, False]
     """
-    best = np.zeros(X.shape[1], np.float32)
+    best, alone = np.zeros(X.shape[1], np.float32), np.zeros_like(batches)
     for batch in np.unique(batches[rows]):
         cells = Unseen(rows[batches[rows] == batch], "train")
         if len(cells.rows) >= _FEWEST_CELLS:
-            found = gene_trust(X, cells, batches, lambda half, _: (half, half), seed)
-            best = np.fmax(best, found)
+            best = np.fmax(best, gene_trust(X, cells, alone, lambda half, _: (half, half), seed))
     return np.asarray(2 * best / (1 + best))
 
 

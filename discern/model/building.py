@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from discern.config.schema import Model, Precision, Side, Training
-from discern.data.chunks import is_lazy
+from discern.data.chunks import block_bounds
 from discern.errors import InvalidInputError, UnknownNameError, nearest
 from discern.metrics.trust import gene_reliability
 from discern.model.trained import TrainedNetwork
@@ -224,10 +224,7 @@ def weighted(parameters: NetworkParameters, trained: TrainedNetwork, data: DISCE
     weights = least + gene_reliability(data.X, _looked_at(data), data.obs["batch"].cat.codes.to_numpy(dtype=np.intp))
     if not weights.any():
         return trained
-    result = replace(trained, gene_weights=(weights / weights.mean()).astype(np.float32))
-    if result.network.compiled:
-        compile_network(parameters, result, result.network.optimizer)
-    return result
+    return _with(parameters, trained, gene_weights=(weights / weights.mean()).astype(np.float32))
 
 
 def _looked_at(data: DISCERNData) -> npt.NDArray[np.intp]:
@@ -235,12 +232,12 @@ def _looked_at(data: DISCERNData) -> npt.NDArray[np.intp]:
     generator = np.random.default_rng(0)
     codes = data.obs["batch"].cat.codes.to_numpy()
     train = (data.obs["split"] == "train").to_numpy()
-    ends = np.cumsum(data.X.chunks[0]) if is_lazy(data.X) else [data.n_obs]
+    bounds = block_bounds(data.X)
     n_batches = len(data.obs["batch"].cat.categories)
     chosen = []
     for batch in range(n_batches):
         rows = np.flatnonzero(train & (codes == batch))
-        block = np.searchsorted(ends, rows, side="right")
+        block = np.searchsorted(bounds, rows, side="right")
         blocks = generator.permutation(np.unique(block))[: max(1, _MOST_BLOCKS // n_batches)]
         rows = rows[np.isin(block, blocks)]
         chosen.append(generator.permutation(rows)[: max(_FEWEST_CELLS, _MOST_CELLS // n_batches)])
@@ -275,7 +272,12 @@ def named(
         InvalidInputError: If they do not fit.
     """
     trained.check(genes, batches)
-    result = replace(trained, scaling=scaling, genes=tuple(genes), batches=tuple(batches))
+    return _with(parameters, trained, scaling=scaling, genes=tuple(genes), batches=tuple(batches))
+
+
+def _with(parameters: NetworkParameters, trained: TrainedNetwork, **known: Any) -> TrainedNetwork:
+    """Return a network of which more is known, with the losses that depend on it and the optimiser that it had."""
+    result = replace(trained, **known)
     if result.network.compiled:
         compile_network(parameters, result, result.network.optimizer)
     return result

@@ -36,6 +36,7 @@ from discern.preprocessing.new_cells import OnlineWAERecipe
 from discern.preprocessing.recipe import read_process_serialize
 from discern.runtime.atomic import finish_publishing, publish
 from discern.runtime.memory import limited
+from tests.support.texts import plainly_indexed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -271,7 +272,7 @@ class TestSaveData:
         save_data(tmp_path / "both.h5ad", new, reference)
         both = DISCERNData.read_h5ad(tmp_path / "both.h5ad", batch_size=16)
         np.testing.assert_array_equal(both.X.toarray(), sparse.vstack([reference.X, new.X]).toarray())
-        pd.testing.assert_frame_equal(both.var, reference.var, check_index_type=False)
+        pd.testing.assert_frame_equal(plainly_indexed(both.var), plainly_indexed(reference.var))
         np.testing.assert_array_equal(both.varm["PCs"], reference.varm["PCs"])
         assert list(both.obs["batch"].cat.categories) == ["celseq2", "dropseq", "new"]
         old_obs = both.obs.iloc[: reference.n_obs]

@@ -108,7 +108,7 @@ def test_names_of_cells_and_genes_may_be_in_files(cells: ad.AnnData, stored: Pat
     assert list(found.obs_names) == ["cell3", "cell5"]
     assert list(found.var_names) == ["g0", "g1"]
     assert found.X is None
-    assert list(named_layers(found)) == ["counts"]
+    assert list(found.layers) == ["counts"]
 
 
 def test_a_small_subset_is_a_small_file(cells: ad.AnnData, tmp_path: Path) -> None:
