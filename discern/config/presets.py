@@ -23,6 +23,7 @@ PRESETS: dict[str, JsonObject] = {
             "weighting_decoder_dropout": 10000,
             "weighting_batch_mmd": 1000,
             "weighting_noisy_genes": 0.02,
+            "align_batches": True,
         },
         "training": {
             "max_steps": 75,

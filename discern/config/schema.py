@@ -285,6 +285,11 @@ class Model(Section):
         description="Weight, in the reconstruction loss, of a gene of which half of the counts foretell nothing of the "
         "other half; if they foretell all it has 1 more. The mean is made 1. Absent: all genes count alike.",
     )
+    align_batches: bool | None = Field(
+        default=None,
+        description="Whether the codes of cells that are decoded as a batch are moved onto those of that batch's cells "
+        "first, as mutual nearest neighbours say; absent: no. Training does not depend on it.",
+    )
 
     @model_validator(mode="before")
     @classmethod

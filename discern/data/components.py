@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """The map from log-normalised expression to the principal components of standardised expression.
+    """The map from log-normalised expression to principal components, as a rule those of standardised expression.
 
     `varm["PCs"]` are loadings of (x - mean) / std; here they are applied to x itself, so that a chunk stays sparse.
 
@@ -50,13 +50,14 @@ class PrincipalComponents:
         return cls(genes, scaled, mean @ scaled)
 
     @classmethod
-    def found(cls, chunks: Sequence[Matrix], most_genes: int = 1000, most: int = 32) -> Self:
-        """Find the components of some cells that have none: of the genes that vary most, standardised.
+    def found(cls, chunks: Sequence[Matrix], most_genes: int = 1000, most: int = 32, standardised: bool = True) -> Self:
+        """Find the components of some cells that have none: of the genes that vary most.
 
         Args:
             chunks: Log-normalised expression, (n_cells, n_genes) each, as many cells as fit into memory.
             most_genes: Most genes to use.
             most: Most components.
+            standardised: Whether each gene varies alike; else as much as it does.
         """
         from sklearn.decomposition import PCA
 
@@ -65,10 +66,11 @@ class PrincipalComponents:
         std = np.sqrt(np.maximum(np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2, 0))
         genes = np.sort(np.argsort(-std, kind="stable")[:most_genes])
         genes = genes[std[genes] > 0]
-        standardised = (values[:, genes].toarray() - mean[genes]) / std[genes]
-        number = min(most, *standardised.shape)
-        axes = PCA(number, random_state=0).fit(standardised).components_.T if number else np.zeros((len(genes), 0))
-        scaled = axes / std[genes, np.newaxis]
+        unit = std[genes] if standardised else np.ones(len(genes))
+        scaled_values = (values[:, genes].toarray() - mean[genes]) / unit
+        number = min(most, *scaled_values.shape)
+        axes = PCA(number, random_state=0).fit(scaled_values).components_.T if number else np.zeros((len(genes), 0))
+        scaled = axes / unit[:, np.newaxis]
         return cls(genes, scaled, mean[genes] @ scaled)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -48,7 +48,7 @@ from discern.metrics.latent_space import (
     training_cells,
 )
 from discern.metrics.two_sample import auc, mmd_loss
-from discern.model.projection import EncodedCells, decoded_chunks
+from discern.model.projection import EncodedCells, OwnCells, decoded_chunks
 from discern.runtime import progress
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ def measure(
         experiment: The experiment's name.
         markers: Names of genes to show: measured, reconstructed and in real cells.
     """
-    cells = EncodedCells.of(trained, data)
+    own = OwnCells.of(trained, data)
+    cells = replace(own.cells, latent=own.codes("batch", comparison.reference))
     sample = Sample.draw(data, cells.batch, comparison)
-    distance = reference_distance(cells.latent, cells.batch, training_cells(data.obs, comparison.reference))
+    distance = reference_distance(own.cells.latent, cells.batch, training_cells(data.obs, comparison.reference))
     real = _measured(data, comparison, comparison.held_out, sample)
     rest = _measured(data, comparison, comparison.rest, sample)
     sources, means = {}, {}
@@ -99,7 +100,7 @@ def measure(
         )
         means[source] = {method: _means(statistics[method]) for method in _DRAWN}
         shown_genes += [(source, method, statistics[method]) for method in _DRAWN]
-    genes = gene_errors(trained, data, cells, comparison.split)
+    genes = gene_errors(trained, data, own.cells, comparison.split)
     labels = comparison.labels.codes[sample.rows] if comparison.label is not None else None
     result = EvaluationResult(
         experiment=experiment,

@@ -28,7 +28,7 @@ _MACHINE = ("input_ds.n_cpus_preprocessing",)  # says nothing about the cells
 _FREE_IN_MODEL = (
     *("reconstruction_loss", "crossentropy", "wae_lambda", "weighting_decoder_dropout", "weighting_random_encoder"),
     *("weighting_batch_mmd", "weighting_noisy_genes", "encoder.regularization", "decoder.regularization"),
-    *("encoder.conditional_regularization", "decoder.conditional_regularization"),
+    *("encoder.conditional_regularization", "decoder.conditional_regularization", "align_batches"),
 )
 
 

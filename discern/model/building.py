@@ -74,6 +74,7 @@ class NetworkParameters:
     distribute: str = "none"
     weighting_batch_mmd: float = 0.0
     weighting_noisy_genes: float | None = None
+    align_batches: bool | None = None
     thin_counts: float = 1.0
     average_weights: float | None = None
     strategy: tf.distribute.Strategy = field(init=False)
@@ -158,7 +159,15 @@ def build(
     n_genes, n_batches = int(n_genes), int(n_batches)
     network = _network(parameters, n_genes, n_batches, n_training_cells, precision)
     known_genes, known_batches = (None if names is None else tuple(names) for names in (genes, batches))
-    trained = TrainedNetwork(network, scaling, known_genes, known_batches, epoch, parameters.as_experiment())
+    trained = TrainedNetwork(
+        network,
+        scaling,
+        known_genes,
+        known_batches,
+        epoch,
+        parameters.as_experiment(),
+        align_batches=bool(parameters.align_batches),
+    )
     compile_network(parameters, trained, make_optimizer(parameters))
     return trained
 

@@ -62,6 +62,8 @@ class DISCERN:
         weighting_batch_mmd: Weight of MMD between the latent codes of different batches; 0 leaves it out.
         weighting_noisy_genes: Weight, in the reconstruction loss, of a gene of which half of the counts foretell
             nothing of the other half, see `discern.metrics.trust.gene_reliability`. None: all genes count alike.
+        align_batches: Whether codes of cells that are decoded as a batch are moved onto those of its cells first, see
+            `discern.metrics.alignment`.
         thin_counts: Training cells are encoded with a share of their counts, drawn between this and 1 anew each time.
         average_weights: Share of the training, its end, over which about the weights are averaged; None for those of
             the last step.

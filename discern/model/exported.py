@@ -159,9 +159,11 @@ def network(model: ExportedModel) -> TrainedNetwork:
     """
     trained = restore_file(model.path, NetworkParameters.of(model.parameters), with_optimizer=False)
     for seen in model.known.seen.values():
-        if seen.yardstick is not None and seen.yardstick.directions.shape[1] != trained.n_latent:
-            raise InvalidInputError(
-                f"{model.path}: not a complete model file (latent codes of {seen.yardstick.directions.shape[1]} "
-                f"dimensions, the network has {trained.n_latent})"
-            )
+        kept = [alignment.codes for alignment in seen.alignments.values()]
+        for codes in kept if seen.yardstick is None else [*kept, seen.yardstick.directions]:
+            if codes.shape[1] != trained.n_latent:
+                raise InvalidInputError(
+                    f"{model.path}: not a complete model file (latent codes of {codes.shape[1]} dimensions, the "
+                    f"network has {trained.n_latent})"
+                )
     return trained

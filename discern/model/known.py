@@ -1,7 +1,8 @@
 """What is known of an experiment's cells without the cells: enough to project new ones and say how far to believe it.
 
 For each batch that cells may be decoded as: directions of latent codes of its training cells, to which distances are
-measured, the trust in each gene, and the intervals of estimates. They are kept in `job/seen_cells.hdf`, so that the
+measured, the trust in each gene, the intervals of estimates, and latent codes of other batches' cells with their moves
+onto its own. They are kept in `job/seen_cells.hdf`, so that the
 cells are encoded once, and go into a model that is given away.
 """
 
@@ -20,6 +21,7 @@ from discern.data.containers import open_hdf5
 from discern.data.structure import check_finite, check_format, number, uns_as_written, whole_number
 from discern.errors import InvalidInputError
 from discern.folder.layout import ExperimentFolder
+from discern.metrics.alignment import Alignment, aligned
 from discern.metrics.latent_space import Yardstick, note_distance, warn_of_strangers
 from discern.metrics.trust import Calibration, check_enough_held_out
 from discern.model.projection import EncodedCells, OwnCells, Trust, interval_batch, note_trust
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _NO_BATCH = ""
 """Of the entry that is of all cells; no batch is called so."""
 
@@ -54,11 +56,13 @@ class SeenCells:
         trust: How far to believe each gene, and by which cells.
         yardstick: What distances from them are measured with; None if there are too few, or they are all cells.
         calibration: The intervals of estimates; None if too few cells were held out.
+        alignments: Batch -> how its codes are moved onto those of this one; those that are.
     """
 
     trust: Trust
     yardstick: Yardstick | None = None
     calibration: Calibration | None = None
+    alignments: Mapping[str, Alignment] = field(default_factory=dict)
 
     @classmethod
     def of(cls, own: OwnCells, reference: str | None) -> SeenCells:
@@ -77,7 +81,8 @@ class SeenCells:
             pass
         else:
             calibration = own.calibration("batch", reference)
-        return cls(own.trust(reference), Yardstick.of(own.cells.latent, own.cells.obs, reference), calibration)
+        yardstick = Yardstick.of(own.cells.latent, own.cells.obs, reference)
+        return cls(own.trust(reference), yardstick, calibration, own.alignments(reference))
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,11 @@ class NewCells:
             ratios = self.known.uns["DISCERN"]["batch_ratios"]
             label = np.array([ratios[name] for name in self.known.batches], dtype=np.float32)
         return np.repeat(label[np.newaxis], len(self.cells.latent), 0)
+
+    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
+        """Return the latent codes to decode, moved as those of the experiment's cells of the same batch."""
+        alignments = self.known.seen[value].alignments if column == "batch" and value else {}
+        return aligned(self.cells.latent, self.cells.batch, alignments)
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """Return that of the batch."""
@@ -195,8 +205,8 @@ def genes_of_experiment(place: ExperimentFolder) -> Known:
 
 
 def digest(trained: TrainedNetwork) -> str:
-    """Return a digest of a network's weights."""
-    found = hashlib.sha256()
+    """Return a digest of a network's weights, and of what is done to its codes."""
+    found = hashlib.sha256(b"aligned" * trained.align_batches)
     for variable in sorted(trained.network.weights, key=lambda variable: variable.path):
         found.update(variable.path.encode())
         found.update(np.ascontiguousarray(variable.numpy()).tobytes())
@@ -232,6 +242,10 @@ def write_seen(file: h5py.Group, seen: Mapping[str | None, SeenCells]) -> None:
             for part in ("edges", "low", "high"):
                 group[f"calibration/{part}"] = getattr(kept.calibration, part)
             group["calibration"].attrs["cells"] = kept.calibration.cells
+        for other, (batch, alignment) in enumerate(kept.alignments.items()):
+            part = group.create_group(f"alignments/{other}")
+            part["codes"], part["moves"] = alignment.codes, alignment.moves
+            part.attrs["batch"] = batch
 
 
 def read_seen(file: h5py.Group, n_genes: int) -> dict[str | None, SeenCells]:
@@ -250,7 +264,8 @@ def read_seen(file: h5py.Group, n_genes: int) -> dict[str | None, SeenCells]:
             found_with["split"] = str(group.attrs["trust_split"])
         yardstick = _read_yardstick(group) if "directions" in group else None
         calibration = _read_calibration(group["calibration"]) if "calibration" in group else None
-        seen[str(group.attrs["batch"]) or None] = SeenCells((trust, found_with), yardstick, calibration)
+        alignments = {str(part.attrs["batch"]): _read_alignment(part) for part in group.get("alignments", {}).values()}
+        seen[str(group.attrs["batch"]) or None] = SeenCells((trust, found_with), yardstick, calibration, alignments)
     return seen
 
 
@@ -261,6 +276,15 @@ def _read_yardstick(group: h5py.Group) -> Yardstick:
         raise ValueError(f"{group.name}/directions: expected those of two cells or more, got {directions.shape}")
     unit, line = number(group.attrs, "unit", 1e-12), number(group.attrs, "line", 0)
     return Yardstick(directions, unit, line, str(group.attrs["split"]))
+
+
+def _read_alignment(group: h5py.Group) -> Alignment:
+    codes, moves = (np.asarray(group[part][()], dtype=np.float32) for part in ("codes", "moves"))
+    if codes.ndim != 2 or not len(codes) or moves.shape != codes.shape:
+        raise ValueError(f"{group.name}: expected codes of cells and a move of each, got {codes.shape}, {moves.shape}")
+    for part, values in (("codes", codes), ("moves", moves)):
+        check_finite(values, f"{group.name}/{part}")
+    return Alignment(codes, moves)
 
 
 def _read_calibration(group: h5py.Group) -> Calibration:

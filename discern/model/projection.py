@@ -16,6 +16,7 @@ from discern.data.processed import LEFT_OUT
 from discern.data.scaling import cell_numbers, sample_counts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError
+from discern.metrics.alignment import Alignment, aligned, find_alignment
 from discern.metrics.latent_space import add_distance, training_cells
 from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust, tell_split
 from discern.model.targets import INTERVALS, OutputFormat, target_labels
@@ -147,6 +148,10 @@ class Judge(Protocol):
         """Return the labels to decode with, (n_cells, n_batches)."""
         ...
 
+    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
+        """Return the latent codes to decode, (n_cells, n_latent); moved onto those of a batch where it is to be."""
+        ...
+
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """Return what gives the intervals of a projection to one batch.
 
@@ -182,6 +187,23 @@ class OwnCells:
     def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """See `discern.model.targets.target_labels`."""
         return target_labels(self.cells.obs, self.cells.batch_onehot, column, value)
+
+    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
+        """Return the latent codes to decode; see `alignments`."""
+        alignments = self.alignments(value) if column == "batch" and value else {}
+        return aligned(self.cells.latent, self.cells.batch, alignments)
+
+    def alignments(self, reference: str) -> dict[str, Alignment]:
+        """Return batch -> how its codes are moved onto a reference's, by training cells; empty if they stay."""
+        found: dict[str, Alignment] = {}
+        there = np.flatnonzero(training_cells(self.cells.obs, reference))
+        for name in self.cells.batches if self.trained.align_batches and len(there) else ():
+            own = np.flatnonzero(training_cells(self.cells.obs, name))
+            if name != reference and len(own):
+                alignment = find_alignment(self.data.X, self.cells.latent, own, there)
+                if alignment is not None:
+                    found[name] = alignment
+        return found
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """See `discern.metrics.trust.calibrate`."""
@@ -250,7 +272,7 @@ def reconstruct(
     calibration = judge.calibration(*target) if intervals else None
     result = _without_matrices(data, judge, target, store_sigmas)
     parts = []
-    for chunk in decoded_chunks(trained, cells.latent, batch_onehot):
+    for chunk in decoded_chunks(trained, result.obsm["X_DISCERN"], batch_onehot):
         parts.append((chunk.counts, chunk.detection, chunk.sampled(cells.numbers[chunk.rows], seed)))
     counts, detection, sampled = (np.concatenate(part) for part in zip(*parts, strict=True))
     result.X = sampled
@@ -295,10 +317,10 @@ def project(
     cells, count = judge.cells, -(-data.n_obs // chunk_size)
     for name, target in targets.items():
         path = folder / name
-        decoded = decoded_chunks(trained, cells.latent, judge.labels(*target), chunk_size)
+        empty = _without_matrices(data, judge, target, store_sigmas)
+        decoded = decoded_chunks(trained, empty.obsm["X_DISCERN"], judge.labels(*target), chunk_size)
         measured = iter_blocks(data.X, chunk_size) if "measured" in output.layers else itertools.repeat((None, None))
         chunks = _written_chunks(decoded, measured, cells.numbers, output.layers, seed, calibrations.get(name))
-        empty = _without_matrices(data, judge, target, store_sigmas)
         write_blocks(path, empty, progress.track(chunks, f"writing {path.name}", count), output.dtype)
         written.append(path)
     return written
@@ -331,5 +353,6 @@ def _without_matrices(
     obsm = {"X_DISCERN": judge.cells.latent} | ({"X_DISCERN_sigma": judge.cells.sigma} if store_sigmas else {})
     result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
     judge.annotate(result, value if column == "batch" and value else None)
+    result.obsm["X_DISCERN"] = judge.codes(*target)
     give_back(result)
     return result

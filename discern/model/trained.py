@@ -81,6 +81,7 @@ class TrainedNetwork:
         begun: How far it is in the next epoch already, if an interrupted training goes on; else None.
         gene_weights: How much each gene counts in its reconstruction loss, (n_genes,), 1 on average; None if all count
             alike, or it has not met the cells that say it.
+        align_batches: Whether codes of a batch are moved onto those of another before they are decoded as its cells.
     """
 
     network: WAE
@@ -91,6 +92,7 @@ class TrainedNetwork:
     experiment: Mapping[str, Any] | None = None
     begun: Begun | None = None
     gene_weights: npt.NDArray[np.float32] | None = None
+    align_batches: bool = False
 
     @property
     def n_genes(self) -> int:

@@ -38,6 +38,7 @@ EXPERIMENT = {
         "encoder": {"layers": [16]},
         "decoder": {"layers": [16]},
         "weighting_decoder_dropout": 1000,
+        "align_batches": True,
     },
     "training": {"batch_size": 8, "max_steps": 4, "GPU": [], "XLA": False, "visualisation": False, "seed": 7},
 }
@@ -296,6 +297,29 @@ def test_the_experiment_s_own_cells_are_encoded_once(
 
     result = experiment.parent / "runs" / "one" / "projected" / "new" / "projected_to_reference_good.h5ad"
     assert ad.read_h5ad(result).n_obs > 10
+
+
+def test_codes_move_with_those_of_the_experiment(
+    experiment: Path, raw: ad.AnnData, whole: ad.AnnData, tmp_path: Path
+) -> None:
+    """Whether they do may be changed after training; what is kept of the cells follows."""
+    raw[raw.obs["batch"] == "poor/1"].write_h5ad(tmp_path / "new.h5ad")
+    content = json.loads(experiment.read_text())
+    folder = experiment.parent / "runs" / "one"
+    command = ("project", experiment, "--input", tmp_path / "new.h5ad", "--reference", "good", *OUTPUT)
+    codes = {}
+    for moved in (True, False):
+        content["experiments"]["one"]["model"]["align_batches"] = moved
+        experiment.write_text(json.dumps(content))
+        run(*command)
+        new = ad.read_h5ad(folder / "projected" / "new" / "projected_to_reference_good.h5ad")
+        run("project", experiment, "--reference", "good", *OUTPUT)
+        own = ad.read_h5ad(folder / "projected" / "projected_to_reference_good.h5ad")
+        assert_as_from_the_start(new, own)
+        codes[moved] = new.obsm["X_DISCERN"]
+        np.testing.assert_allclose(codes[moved], own[new.obs_names].obsm["X_DISCERN"], atol=1e-5)
+    np.testing.assert_allclose(codes[True], whole[new.obs_names].obsm["X_DISCERN"], atol=1e-5)
+    assert np.abs(codes[True] - codes[False]).max() > 0.01
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another model", "of another format", "NaN"])

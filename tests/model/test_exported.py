@@ -63,8 +63,10 @@ def test_it_comes_back_and_does_the_same(model: Reconstructor, cells: ad.AnnData
         new, wanted = (one.project(reference, adata=cells[60:]) for one in (loaded, model))
         np.testing.assert_array_equal(new.X, wanted.X)
         np.testing.assert_array_equal(new.var["discern_trust"], wanted.var["discern_trust"])
+        np.testing.assert_array_equal(new.obsm["X_DISCERN"], wanted.obsm["X_DISCERN"])
         for column in new.obs.columns.intersection(["discern_distance", "discern_beyond"]):
             np.testing.assert_array_equal(new.obs[column], wanted.obs[column])
+    assert list(loaded._known("good").seen["good"].alignments) == ["poor"]
     intervals = [one.project("good", adata=cells[60:], intervals=True) for one in (loaded, model)]
     np.testing.assert_array_equal(*(one.layers["estimated_high"] for one in intervals))
     assert exported.read(file).card == {"licence": "CC0"}
@@ -114,6 +116,15 @@ def _directions(value: Any) -> Callable[[h5py.File], None]:
     return change
 
 
+def _alignment(change: Callable[[h5py.Group], None]) -> Callable[[h5py.File], None]:
+    return lambda handle: change(next(g["alignments/0"] for g in handle["seen"].values() if "alignments" in g))
+
+
+def _of_another_network(group: h5py.Group) -> None:
+    for part in ("codes", "moves"):
+        _set(part, np.ones((6, 9)))(group)
+
+
 def _other_genes(handle: h5py.File) -> None:
     names = handle["var/_index"].asstr()[()]
     del handle["var/_index"]
@@ -156,6 +167,10 @@ BROKEN: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "NaN in directions": (_directions(np.full((3, 4), np.nan)), "directions"),
     "directions of another network": (_directions(np.ones((3, 9))), "latent codes of 9 dimensions"),
     "directions of text": (_directions("x"), "not a complete model file"),
+    "NaN in a move": (_alignment(lambda group: group["moves"].__setitem__(0, np.nan)), "moves"),
+    "more moves than codes": (_alignment(_set("moves", np.ones((3, 4)))), "a move of each"),
+    "no codes": (_alignment(_remove("codes")), "not a complete model file"),
+    "codes of another network": (_alignment(_of_another_network), "latent codes of 9 dimensions"),
     "trust of other genes": (_set("seen/0/trust", np.ones(3)), "trust: expected correlations of"),
     "trust of 7": (lambda handle: handle["seen/0/trust"].__setitem__(0, 7), "trust: expected correlations of"),
     "seen is a number": (_set("seen", 3), "not a complete model file"),
