@@ -7,7 +7,7 @@ are known, one for each kind of figures, and what is there already is not comput
 
     python benchmarks/compare.py pairs --data FOLDER      # level and power of the test, coverage of intervals, trust
     python benchmarks/compare.py planted --data FOLDER    # genes shuffled between cells: are they called?
-    python benchmarks/compare.py missing --data FOLDER    # each type left out of the reference: are its cells found?
+    python benchmarks/compare.py missing --data FOLDER    # types left out of the reference: found, and kept?
     python benchmarks/compare.py table
 """
 
@@ -28,6 +28,7 @@ from quality import held_out
 from record import record
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
+from tissues import of_own_type
 
 import discern
 from discern.datasets import lung_cell_lines
@@ -286,26 +287,39 @@ def _differences_by_trust(
 # --- types that the reference lacks ----------------------------------------------------------------------------------
 
 
-def missing(name: str, source: str, reference: str, data: Path | None, seed: int) -> Iterator[tuple[str, dict]]:
-    """Leave each type out of the reference in turn."""
-    cells, _ = pair(name, source, reference, data, seed)
+def missing(name: str, source: str, reference: str, data: Path | None, seed: int) -> Iterator[tuple[str, Callable]]:
+    """Leave each type out of the reference in turn, then all but the two that it has most cells of."""
+    cells, held = pair(name, source, reference, data, seed)
     kinds = cells.obs.groupby("celltype")["batch"].value_counts().unstack(fill_value=0)
-    for kind in kinds.index[(kinds[source] >= 5) & (kinds[reference] >= 1)]:
-        left_out = ((cells.obs["batch"] == reference) & (cells.obs["celltype"] == kind)).to_numpy()
+    enough = kinds.index[(kinds[source] >= 5) & (kinds[reference] >= 1)]
+    cases = {kind: [kind] for kind in enough}
+    if len(enough) > 2:
+        most = kinds.loc[enough, reference].sort_values(ascending=False).index
+        cases[f"all but {most[0]} and {most[1]}"] = list(most[2:])
+    labels = cells.obs["celltype"].to_numpy(dtype=str)
+    of_reference = (cells.obs["batch"] == reference).to_numpy()
+    real = np.concatenate([log_normalise(cells.X[of_reference]), log_normalise(held.X)])
+    real_labels = np.concatenate([labels[of_reference], held.obs["celltype"].to_numpy(dtype=str)])
+    for case, lacking in cases.items():
 
-        def make(left_out: npt.NDArray = left_out, kind: str = kind) -> dict[str, Any]:
+        def make(lacking: list[str] = lacking) -> dict[str, Any]:
+            left_out = of_reference & np.isin(labels, lacking)
             result = fit(cells[~left_out].copy(), seed, 0.2).project(reference)
             mine = result[(result.obs["batch"] == source).to_numpy()]
-            is_kind = (mine.obs["celltype"] == kind).to_numpy()
-            beyond = mine.obs["discern_beyond"].to_numpy()
-            return {
-                "cells": int(is_kind.sum()),
-                "auc": float(roc_auc_score(is_kind, mine.obs["discern_distance"])),
-                "beyond": float(beyond[is_kind].mean()),
-                "beyond_others": float(beyond[~is_kind].mean()),
+            own = mine.obs["celltype"].to_numpy(dtype=str)
+            lacks, beyond = np.isin(own, lacking), mine.obs["discern_beyond"].to_numpy()
+            figures = {"cells": int(lacks.sum())}
+            for key, layer in (("own_type", "estimated_counts"), ("own_type_measured", "measured")):
+                right, of_type = of_own_type(dense(mine.layers[layer]), own, real, real_labels)
+                asked = np.isin(of_type, lacking)
+                figures |= {key: float(right[asked].mean()) if asked.any() else float("nan")}
+            return figures | {
+                "auc": float(roc_auc_score(lacks, mine.obs["discern_distance"])),
+                "beyond": float(beyond[lacks].mean()),
+                "beyond_others": float(beyond[~lacks].mean()),
             }
 
-        yield kind, make
+        yield case, make
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -364,8 +378,8 @@ def main() -> None:
         place = (name, source, reference, arguments.data, arguments.seed)
         title = f"{name}, {source} as {reference}, seed {arguments.seed}"
         if arguments.command == "missing":
-            for kind, make in missing(*place):
-                keep(results, f"{title}, without {kind}", lambda make=make: {"missing": make()}, "missing")
+            for case, make in missing(*place):
+                keep(results, f"{title}, without {case}", lambda make=make: {"missing": make()}, "missing")
         elif arguments.command == "planted":
             keep(results, title, lambda place=place: {"planted": planted(*place)}, "planted")
         else:

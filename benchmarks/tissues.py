@@ -274,17 +274,20 @@ def _standardised(rows: npt.NDArray) -> npt.NDArray:
     return (rows - rows.mean(axis=1, keepdims=True)) / (rows.std(axis=1, keepdims=True) + 1e-9)
 
 
-def own_type(values: npt.NDArray, labels: npt.NDArray, real: npt.NDArray, real_labels: npt.NDArray) -> float:
-    """Return the share of cells nearest (correlation over genes) to the real mean of their own type.
+def of_own_type(
+    values: npt.NDArray, labels: npt.NDArray, real: npt.NDArray, real_labels: npt.NDArray
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_]]:
+    """Return which cells are nearest (correlation over genes) to the real mean of their own type, and their types.
 
-    Cells and real means are centred by their own mean over types. Types with at least 5 cells on both sides.
+    Cells and real means are centred by their own mean over types. Types with at least 5 cells on both sides; cells of
+    others are left out.
     """
     types = _shared_types(labels, real_labels)
     centres = np.stack([real[real_labels == name].mean(axis=0) for name in types])
     middle = np.stack([values[labels == name].mean(axis=0) for name in types]).mean(axis=0)
     asked = np.isin(labels, types)
     nearest = (_standardised(values[asked] - middle) @ _standardised(centres - centres.mean(axis=0)).T).argmax(axis=1)
-    return float(np.mean(np.array(types)[nearest] == labels[asked]))
+    return np.array(types)[nearest] == labels[asked], labels[asked]
 
 
 def clustering(values: npt.NDArray, labels: npt.NDArray, seed: int = 0) -> float:
@@ -401,7 +404,7 @@ def figures(pair: Pair, estimate: Estimate, are_source: bool = True) -> dict[str
     statistics = (GroupStatistics.of(*side).at(types) for side in ((values, labels), (real, real_labels)))
     found = agreement(*statistics)
     if len(set(real_labels)) > 1:
-        found["own_type"] = own_type(values, labels, real, real_labels)
+        found["own_type"] = of_own_type(values, labels, real, real_labels)[0].mean()
         found["transfer"] = transfer(values, labels, real, real_labels)
         found["ari"] = clustering(values, labels)
         if estimate.joint is not None:

@@ -195,15 +195,16 @@ class OwnCells:
 
     def alignments(self, reference: str) -> dict[str, Alignment]:
         """Return batch -> how its codes are moved onto a reference's, by training cells; empty if they stay."""
-        found: dict[str, Alignment] = {}
-        there = np.flatnonzero(training_cells(self.cells.obs, reference))
-        for name in self.cells.batches if self.trained.align_batches and len(there) else ():
-            own = np.flatnonzero(training_cells(self.cells.obs, name))
-            if name != reference and len(own):
-                alignment = find_alignment(self.data.X, self.cells.latent, own, there)
-                if alignment is not None:
-                    found[name] = alignment
-        return found
+        rows = {name: np.flatnonzero(training_cells(self.cells.obs, name)) for name in self.cells.batches}
+        there = rows.pop(reference)
+        if not (self.trained.align_batches and len(there)):
+            return {}
+        others = [name for name, own in rows.items() if len(own)]
+        found = {
+            name: find_alignment(self.data.X, self.cells.latent, rows[name], there)
+            for name in progress.track(others, f"finding counterparts in {reference}", len(others))
+        }
+        return {name: alignment for name, alignment in found.items() if alignment is not None}
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """See `discern.metrics.trust.calibrate`."""
