@@ -66,11 +66,13 @@ class PrincipalComponents:
         std = np.sqrt(np.maximum(np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2, 0))
         genes = np.sort(np.argsort(-std, kind="stable")[:most_genes])
         genes = genes[std[genes] > 0]
-        unit = std[genes] if standardised else np.ones(len(genes))
-        scaled_values = (values[:, genes].toarray() - mean[genes]) / unit
-        number = min(most, *scaled_values.shape)
-        axes = PCA(number, random_state=0).fit(scaled_values).components_.T if number else np.zeros((len(genes), 0))
-        scaled = axes / unit[:, np.newaxis]
+        per_gene = 1 / std[genes] if standardised else np.ones(len(genes))
+        number = min(most, values.shape[0], len(genes))
+        axes = np.zeros((len(genes), 0))
+        if number:  # of sparse values: none are made dense
+            scaled_values = (values[:, genes] @ sparse.diags_array(per_gene)).tocsr()
+            axes = PCA(number, svd_solver="covariance_eigh").fit(scaled_values).components_.T
+        scaled = axes * per_gene[:, np.newaxis]
         return cls(genes, scaled, mean[genes] @ scaled)
 
     @property

@@ -32,6 +32,7 @@ from discern.evaluation.results import (
     SourceDistances,
 )
 from discern.inputs.labels import gene_symbols
+from discern.metrics.alignment import lacking
 from discern.metrics.gene_agreement import (
     GeneErrors,
     GroupStatistics,
@@ -87,6 +88,7 @@ def measure(
     cells = replace(own.cells, latent=own.codes("batch", comparison.reference))
     sample = Sample.draw(data, cells.batch, comparison)
     distance = reference_distance(own.cells.latent, cells.batch, training_cells(data.obs, comparison.reference))
+    distance *= lacking(own.cells.latent, cells.batch, own.alignments(comparison.reference))
     real = _measured(data, comparison, comparison.held_out, sample)
     rest = _measured(data, comparison, comparison.rest, sample)
     sources, means = {}, {}

@@ -116,7 +116,7 @@ def _unscaled(
     reference = some_rows(reference, most_cells, generator)
     others = np.setdiff1d(np.arange(len(latent)), reference)
     k = min(k, len(reference) - 1)
-    directions = _directions(latent)
+    directions = directions_of(latent)
     own = np.empty(len(latent), dtype=np.float32)
     own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
     if len(others):
@@ -126,7 +126,8 @@ def _unscaled(
     return reference, distance, scale if scale > 0 else 1.0
 
 
-def _directions(latent: np.ndarray) -> np.ndarray:
+def directions_of(latent: np.ndarray) -> np.ndarray:
+    """Return points, of length 1 each; one at the origin stays there."""
     length = np.linalg.norm(latent, axis=1, keepdims=True)
     return latent / np.where(length > 0, length, 1)
 
@@ -178,7 +179,7 @@ class Yardstick:
         batches = obs["batch"].astype(str).to_numpy()
         used, distance, unit = _unscaled(latent, batches, training, NEIGHBOURS, np.random.default_rng(0))
         line, split = _line(distance / unit, obs, reference, training)
-        return cls(_directions(latent[used]).astype(np.float32), unit, line, split)
+        return cls(directions_of(latent[used]).astype(np.float32), unit, line, split)
 
     def distance(self, latent: np.ndarray, batches: np.ndarray, seed: int = 0) -> np.ndarray:
         """Return how far new cells are from the reference, see `reference_distance`; neighbours are new cells, too.
@@ -188,7 +189,7 @@ class Yardstick:
             batches: The batch of each cell.
             seed: See `reference_distance`.
         """
-        directions = _directions(latent)
+        directions = directions_of(latent)
         k = min(NEIGHBOURS, len(self.directions) - 1)
         own = _neighbours(self.directions, k, directions)[0].mean(axis=1).astype(np.float32)
         found = _smoothed(own, directions, batches, np.random.default_rng(seed)) / self.unit
@@ -283,7 +284,9 @@ def kept_neighbours(before: np.ndarray, after: np.ndarray, k: int = 15) -> dict[
     return {"share": float(np.mean(shared) / k), "expected": k / (cells - 1)}
 
 
-def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) -> None:
+def add_distance(
+    adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS, lacking: np.ndarray | None = None
+) -> None:
     """Add `obs["discern_distance"]`, how far each cell is from the reference in latent space, and who is beyond a line.
 
     See `reference_distance` for its meaning. A cell that stands out is of a type that the reference lacks, and its
@@ -296,6 +299,8 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
         adata: Projected cells with `obsm["X_DISCERN"]` and obs `batch` and `split`, those of the reference among them.
         reference: The batch that is the reference; its training cells are used.
         k: Neighbours.
+        lacking: By how much the distance of each cell is to be multiplied, (n_cells,), see
+            `discern.metrics.alignment.lacking`.
 
     Raises:
         UnknownNameError: If `adata` does not have these.
@@ -309,6 +314,8 @@ def add_distance(adata: anndata.AnnData, reference: str, k: int = NEIGHBOURS) ->
     training = training_cells(adata.obs, reference)
     batch = adata.obs["batch"].astype(str)
     distance = reference_distance(np.asarray(adata.obsm["X_DISCERN"]), batch.to_numpy(), training, k)
+    if lacking is not None:
+        distance = distance * lacking
     line, split = _line(distance, adata.obs, reference, training)
     note_distance(adata, distance, line, split)
     for name in sorted(set(batch) - {reference}):

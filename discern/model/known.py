@@ -21,7 +21,7 @@ from discern.data.containers import open_hdf5
 from discern.data.structure import check_finite, check_format, number, uns_as_written, whole_number
 from discern.errors import InvalidInputError
 from discern.folder.layout import ExperimentFolder
-from discern.metrics.alignment import Alignment, aligned
+from discern.metrics.alignment import Alignment, aligned, lacking
 from discern.metrics.latent_space import Yardstick, note_distance, warn_of_strangers
 from discern.metrics.trust import Calibration, check_enough_held_out
 from discern.model.projection import EncodedCells, OwnCells, Trust, interval_batch, note_trust
@@ -56,7 +56,7 @@ class SeenCells:
         trust: How far to believe each gene, and by which cells.
         yardstick: What distances from them are measured with; None if there are too few, or they are all cells.
         calibration: The intervals of estimates; None if too few cells were held out.
-        alignments: Batch -> how its codes are moved onto those of this one; those that are.
+        alignments: Batch -> which of its cells have counterparts in this one, and what moves their codes onto those.
     """
 
     trust: Trust
@@ -113,11 +113,13 @@ class NewCells:
         known: That.
         cells: The new cells, encoded.
         own_batch: What the cells say is their batch; they may be encoded as another one.
+        align_batches: See `discern.model.trained.TrainedNetwork`.
     """
 
     known: Known
     cells: EncodedCells
     own_batch: pd.Series
+    align_batches: bool
 
     def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """Return the labels to decode with: those of a batch, of the average cell of the experiment, or their own."""
@@ -137,8 +139,9 @@ class NewCells:
 
     def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """Return the latent codes to decode, moved as those of the experiment's cells of the same batch."""
-        alignments = self.known.seen[value].alignments if column == "batch" and value else {}
-        return aligned(self.cells.latent, self.cells.batch, alignments)
+        if not (self.align_batches and column == "batch" and value):
+            return self.cells.latent
+        return aligned(self.cells.latent, self.cells.batch, self.known.seen[value].alignments)
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """Return that of the batch."""
@@ -160,6 +163,7 @@ class NewCells:
         seen = self.known.seen[reference]
         if reference is not None and seen.yardstick is not None:
             distance = seen.yardstick.distance(self.cells.latent, own.to_numpy())
+            distance *= lacking(self.cells.latent, self.cells.batch, seen.alignments)
             note_distance(result, distance, seen.yardstick.line, seen.yardstick.split)
             warn_of_strangers(result.obs, reference)
         note_trust(result, seen.trust)
@@ -205,8 +209,8 @@ def genes_of_experiment(place: ExperimentFolder) -> Known:
 
 
 def digest(trained: TrainedNetwork) -> str:
-    """Return a digest of a network's weights, and of what is done to its codes."""
-    found = hashlib.sha256(b"aligned" * trained.align_batches)
+    """Return a digest of a network's weights."""
+    found = hashlib.sha256()
     for variable in sorted(trained.network.weights, key=lambda variable: variable.path):
         found.update(variable.path.encode())
         found.update(np.ascontiguousarray(variable.numpy()).tobytes())
@@ -244,8 +248,9 @@ def write_seen(file: h5py.Group, seen: Mapping[str | None, SeenCells]) -> None:
             group["calibration"].attrs["cells"] = kept.calibration.cells
         for other, (batch, alignment) in enumerate(kept.alignments.items()):
             part = group.create_group(f"alignments/{other}")
-            part["codes"], part["moves"] = alignment.codes, alignment.moves
-            part.attrs["batch"] = batch
+            for kept_part in ("codes", "shares", "moves"):
+                part[kept_part] = getattr(alignment, kept_part)
+            part.attrs["batch"], part.attrs["usual"] = batch, alignment.usual
 
 
 def read_seen(file: h5py.Group, n_genes: int) -> dict[str | None, SeenCells]:
@@ -279,12 +284,13 @@ def _read_yardstick(group: h5py.Group) -> Yardstick:
 
 
 def _read_alignment(group: h5py.Group) -> Alignment:
-    codes, moves = (np.asarray(group[part][()], dtype=np.float32) for part in ("codes", "moves"))
-    if codes.ndim != 2 or not len(codes) or moves.shape != codes.shape:
-        raise ValueError(f"{group.name}: expected codes of cells and a move of each, got {codes.shape}, {moves.shape}")
-    for part, values in (("codes", codes), ("moves", moves)):
-        check_finite(values, f"{group.name}/{part}")
-    return Alignment(codes, moves)
+    parts = {name: np.asarray(group[name][()], dtype=np.float32) for name in ("codes", "shares", "moves")}
+    for name, values in parts.items():
+        check_finite(values, f"{group.name}/{name}")
+    shape = parts["codes"].shape
+    if len(shape) != 2 or not shape[0] or parts["moves"].shape != shape or parts["shares"].shape != shape[:1]:
+        raise ValueError(f"{group.name}: expected codes of cells, and a share and a move of each")
+    return Alignment(**parts, usual=number(group.attrs, "usual", 0, 1))
 
 
 def _read_calibration(group: h5py.Group) -> Calibration:

@@ -16,7 +16,7 @@ from discern.data.processed import LEFT_OUT
 from discern.data.scaling import cell_numbers, sample_counts
 from discern.data.writers import write_blocks
 from discern.errors import InvalidInputError
-from discern.metrics.alignment import Alignment, aligned, find_alignment
+from discern.metrics.alignment import Alignment, aligned, find_alignment, lacking
 from discern.metrics.latent_space import add_distance, training_cells
 from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust, tell_split
 from discern.model.targets import INTERVALS, OutputFormat, target_labels
@@ -190,21 +190,25 @@ class OwnCells:
 
     def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """Return the latent codes to decode; see `alignments`."""
-        alignments = self.alignments(value) if column == "batch" and value else {}
-        return aligned(self.cells.latent, self.cells.batch, alignments)
+        if not (self.trained.align_batches and column == "batch" and value):
+            return self.cells.latent
+        return aligned(self.cells.latent, self.cells.batch, self.alignments(value))
 
     def alignments(self, reference: str) -> dict[str, Alignment]:
-        """Return batch -> how its codes are moved onto a reference's, by training cells; empty if they stay."""
-        rows = {name: np.flatnonzero(training_cells(self.cells.obs, name)) for name in self.cells.batches}
-        there = rows.pop(reference)
-        if not (self.trained.align_batches and len(there)):
-            return {}
-        others = [name for name, own in rows.items() if len(own)]
-        found = {
-            name: find_alignment(self.data.X, self.cells.latent, rows[name], there)
-            for name in progress.track(others, f"finding counterparts in {reference}", len(others))
-        }
-        return {name: alignment for name, alignment in found.items() if alignment is not None}
+        """Return batch -> which of its training cells have counterparts in a reference; of all other batches."""
+        if reference not in self._alignments:
+            rows = {name: np.flatnonzero(training_cells(self.cells.obs, name)) for name in self.cells.batches}
+            there = rows.pop(reference)
+            others = [name for name, own in rows.items() if len(own) and len(there)]
+            self._alignments[reference] = {
+                name: find_alignment(self.data.X, self.cells.latent, rows[name], there)
+                for name in progress.track(others, f"finding counterparts in {reference}", len(others))
+            }
+        return self._alignments[reference]
+
+    @cached_property
+    def _alignments(self) -> dict[str, dict[str, Alignment]]:
+        return {}
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """See `discern.metrics.trust.calibrate`."""
@@ -213,7 +217,8 @@ class OwnCells:
     def annotate(self, result: anndata.AnnData, reference: str | None) -> None:
         """See `discern.metrics.latent_space.add_distance` and `discern.metrics.trust.gene_trust`."""
         if reference is not None and training_cells(result.obs, reference).sum() > 1:
-            add_distance(result, reference)
+            alignments = self.alignments(reference)
+            add_distance(result, reference, lacking=lacking(self.cells.latent, self.cells.batch, alignments))
         note_trust(result, self.trust(reference))
 
     def trust(self, reference: str | None) -> Trust:

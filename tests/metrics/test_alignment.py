@@ -12,8 +12,8 @@ from scipy import sparse
 
 from discern import DISCERN, DISCERNData
 from discern.metrics import alignment as alignments
-from discern.metrics.alignment import Alignment, aligned, find_alignment, mutual_neighbours
-from discern.metrics.latent_space import training_cells
+from discern.metrics.alignment import Alignment, aligned, find_alignment, lacking, mutual_neighbours
+from discern.metrics.latent_space import reference_distance, training_cells
 from discern.model.projection import OwnCells
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ def moved_to_reference(
     X: Matrix, latent: npt.NDArray[np.float32], batches: npt.NDArray[np.str_]
 ) -> npt.NDArray[np.float32]:
     alignment = find_alignment(X, latent, *(np.flatnonzero(batches == name) for name in SHARES))
-    assert alignment is not None
     return aligned(latent, batches, {"source": alignment})
 
 
@@ -65,11 +64,13 @@ def test_a_move_is_the_mean_over_cells_with_counterparts() -> None:
 
     alignment = Alignment.of(codes, others, counterparts, generator)
 
-    assert alignment is not None
+    np.testing.assert_allclose(alignment.shares, counterparts.toarray().sum(axis=1) / 6, rtol=1e-6)
+    assert alignment.usual == pytest.approx(counterparts.toarray().sum() / 30 / 8)
     anchors = np.array([codes[cell] for cell, _ in pairs])
     moves = np.array([others[those].mean(axis=0) - codes[cell] for cell, those in pairs])
-    np.testing.assert_allclose(alignment.codes, anchors)
-    np.testing.assert_allclose(alignment.moves, moves, atol=1e-6)
+    np.testing.assert_array_equal(alignment.codes, codes)
+    np.testing.assert_allclose(alignment.moves[alignment.shares > 0], moves, atol=1e-6)
+    assert not alignment.moves[alignment.shares == 0].any()
     for code, moved in zip(codes, alignment.moved(codes), strict=True):
         squares = ((anchors - code) ** 2).sum(axis=1)
         weights = np.exp(-squares / np.sort(squares)[:20].mean())
@@ -131,11 +132,10 @@ def test_blocks_and_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
 
 def test_many_cells_are_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignments, "MOST_CELLS", 60)
-    monkeypatch.setattr(alignments, "MOST_ANCHORS", 20)
+    monkeypatch.setattr(alignments, "MOST_KEPT", 20)
     X, batches, types = three_types()
     found = find_alignment(X, codes_of(batches, types), np.arange(100), np.arange(100, 200))
-    assert found is not None
-    assert len(found.codes) == 20
+    assert len(found.codes) == len(found.shares) == len(found.moves) == 20
 
 
 def test_a_third_batch_changes_nothing() -> None:
@@ -152,25 +152,59 @@ def test_a_third_batch_changes_nothing() -> None:
 
 
 def test_without_counterparts_nothing_moves() -> None:
-    latent = np.zeros((4, 2), np.float32)
-    X = sparse.csr_matrix(np.log1p(np.random.default_rng(0).poisson(2, (4, 9))).astype("f4"))
-    assert find_alignment(X, latent, np.arange(2), np.arange(2, 4)) is None
-    assert aligned(latent, np.array(list("aabb")), {}) is latent
+    latent = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    nothing = Alignment.of(latent, latent, sparse.csr_matrix((8, 8)), np.random.default_rng(0))
+    np.testing.assert_array_equal(nothing.moved(latent), latent)
+    np.testing.assert_array_equal(nothing.lacking(latent), np.ones(8))
+    assert aligned(latent, np.array(list("aaaabbbb")), {}) is latent
 
 
-def test_many_cells_at_one_point_move_as_one() -> None:
-    alignment = Alignment.of(np.zeros((9, 2), "f4"), np.ones((9, 2), "f4"), sparse.eye_array(9, format="csr"), None)
-    assert alignment is not None
+def test_cells_at_one_point_move_as_one() -> None:
+    same = sparse.eye_array(9, format="csr")
+    alignment = Alignment.of(np.zeros((9, 2), "f4"), np.ones((9, 2), "f4"), same, np.random.default_rng(0))
     np.testing.assert_array_equal(alignment.moved(np.full((2, 2), 5, "f4")), np.full((2, 2), 6))
 
 
-def test_neighbours_are_mutual() -> None:
+@pytest.mark.parametrize("kind", range(3))
+def test_a_type_without_counterparts_stands_out(kind: int) -> None:
+    X, batches, types = three_types()
+    there = (batches == "source") | (types != kind)
+    X, batches, types = X[there], batches[there], types[there]
+    latent = codes_of(batches, types)
+    latent[types == kind] = codes_of(batches, np.full(len(types), (kind + 1) % 3))[types == kind]  # codes do not tell
+    source = np.flatnonzero(batches == "source")
+    alone = latent + np.where(types == kind, 9, 0)[:, np.newaxis].astype(np.float32)
+
+    found = find_alignment(X, alone, source, np.flatnonzero(batches == "reference"))
+
+    factor = lacking(alone, batches, {"source": found})
+    np.testing.assert_array_equal(factor[batches == "reference"], 1)
+    of_kind = types[source] == kind
+    assert factor[source][of_kind].min() > factor[source][~of_kind].mean()
+    assert factor[source][of_kind].mean() > 1.2 * factor[source][~of_kind].mean()
+
+
+def test_how_much_like_cells_lack() -> None:
+    generator = np.random.default_rng(1)
+    codes = generator.normal(size=(60, 3)).astype(np.float32)
+    counterparts = sparse.csr_matrix((generator.random((60, 50)) < 0.1).astype(float))
+    alignment = Alignment.of(codes, codes[:50], counterparts, generator)
+    asked = generator.normal(size=(7, 3)).astype(np.float32)
+    directions, kept = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (asked, codes))
+    near = np.linalg.norm(directions[:, np.newaxis] - kept, axis=2).argsort(axis=1)[:, :15]
+    shares = counterparts.toarray().sum(axis=1) / 10
+    wanted = (1 - shares[near].mean(axis=1)) / (1 - counterparts.toarray().sum() / 50 / 10)
+    np.testing.assert_allclose(alignment.lacking(asked), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n_left", "n_right", "back", "near"), [(60, 55, 10, 10), (30, 20, 6, 4), (4, 60, 1, 10)])
+def test_neighbours_are_mutual(n_left: int, n_right: int, back: int, near: int) -> None:
     generator = np.random.default_rng(3)
-    left, right = generator.normal(size=(30, 2)), generator.normal(size=(20, 2))
+    left, right = generator.normal(size=(n_left, 2)), generator.normal(size=(n_right, 2))
     distance = np.linalg.norm(left[:, np.newaxis] - right, axis=2)
-    near, back = distance.argsort(axis=1)[:, :4], distance.argsort(axis=0)[:4].T
-    wanted = [[float(j in near[i] and i in back[j]) for j in range(20)] for i in range(30)]
-    np.testing.assert_array_equal(mutual_neighbours(left, right, 4).toarray(), wanted)
+    there, here = distance.argsort(axis=1)[:, :near], distance.argsort(axis=0)[:back].T
+    wanted = [[float(j in there[i] and i in here[j]) for j in range(n_right)] for i in range(n_left)]
+    np.testing.assert_array_equal(mutual_neighbours(left, right).toarray(), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +241,21 @@ def test_moved_codes_are_decoded_and_kept(data: DISCERNData, model: DISCERN, ref
 
 
 def test_distances_are_of_codes_as_they_were(data: DISCERNData, model: DISCERN, reference: str) -> None:
-    plain = replace(model.trained, align_batches=False)
-    wanted = DISCERN(latent_dim=4, encoder=SIDE, decoder=SIDE, output_lsn=1000)
-    wanted._trained = plain
-    found = [one.reconstruct(data, "batch", reference) for one in (model, wanted)]
+    plain = DISCERN(latent_dim=4, encoder=SIDE, decoder=SIDE, output_lsn=1000)
+    plain._trained = replace(model.trained, align_batches=False)
+    found = [one.reconstruct(data, "batch", reference) for one in (model, plain)]
     np.testing.assert_array_equal(found[0].obs["discern_distance"], found[1].obs["discern_distance"])
     np.testing.assert_array_equal(found[0].var["discern_trust"], found[1].var["discern_trust"])
+
+
+def test_distances_say_what_lacks_counterparts(data: DISCERNData, model: DISCERN, reference: str) -> None:
+    result = model.reconstruct(data, "batch", reference)
+    own = OwnCells.of(model.trained, data)
+    training = training_cells(data.obs, reference)
+    wanted = reference_distance(own.cells.latent, own.cells.batch, training)
+    factor = lacking(own.cells.latent, own.cells.batch, own.alignments(reference))
+    np.testing.assert_allclose(result.obs["discern_distance"], wanted * factor, rtol=1e-6)
+    assert np.ptp(factor[own.cells.batch != reference]) > 0.1
 
 
 @pytest.mark.parametrize("target", [(None, None), ("batch", ""), ("batch", None)])
@@ -231,7 +274,6 @@ def test_only_training_cells_say_where_to(data: DISCERNData, model: DISCERN, ref
     training = {name: np.flatnonzero(training_cells(data.obs, name)) for name in own.cells.batches}
     there = training.pop(reference)
     found = {name: find_alignment(data.X, own.cells.latent, rows, there) for name, rows in training.items()}
-    assert None not in found.values()
     wanted = aligned(own.cells.latent, own.cells.batch, found)
     np.testing.assert_array_equal(own.codes("batch", reference), wanted)
 

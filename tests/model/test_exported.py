@@ -122,7 +122,7 @@ def _alignment(change: Callable[[h5py.Group], None]) -> Callable[[h5py.File], No
 
 def _of_another_network(group: h5py.Group) -> None:
     for part in ("codes", "moves"):
-        _set(part, np.ones((6, 9)))(group)
+        _set(part, np.ones((len(group["shares"]), 9)))(group)
 
 
 def _other_genes(handle: h5py.File) -> None:
@@ -168,7 +168,9 @@ BROKEN: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "directions of another network": (_directions(np.ones((3, 9))), "latent codes of 9 dimensions"),
     "directions of text": (_directions("x"), "not a complete model file"),
     "NaN in a move": (_alignment(lambda group: group["moves"].__setitem__(0, np.nan)), "moves"),
-    "more moves than codes": (_alignment(_set("moves", np.ones((3, 4)))), "a move of each"),
+    "other moves than codes": (_alignment(_set("moves", np.ones((3, 4)))), "a share and a move of each"),
+    "other shares than codes": (_alignment(_set("shares", np.ones(3))), "a share and a move of each"),
+    "a share of 7": (_alignment(lambda group: group.attrs.__setitem__("usual", 7.0)), "usual"),
     "no codes": (_alignment(_remove("codes")), "not a complete model file"),
     "codes of another network": (_alignment(_of_another_network), "latent codes of 9 dimensions"),
     "trust of other genes": (_set("seen/0/trust", np.ones(3)), "trust: expected correlations of"),
