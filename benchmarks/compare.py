@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from sklearn.metrics import roc_auc_score
 from tissues import of_own_type
 
 import discern
+from discern.config.reading import parse_experiment
 from discern.datasets import lung_cell_lines
 from discern.metrics.trust import Calibration, Unseen, calibrate, gene_trust
 
@@ -287,6 +289,13 @@ def _differences_by_trust(
 # --- types that the reference lacks ----------------------------------------------------------------------------------
 
 
+def unaligned(model: discern.Reconstructor, reference: str) -> npt.NDArray[np.float32]:
+    """Return the estimates of all cells, their codes left where they are."""
+    trained = replace(model.estimator.trained, align_batches=False)
+    estimator = discern.DISCERN.from_experiment(parse_experiment(model.parameters), trained)
+    return dense(estimator.reconstruct(model.data, "batch", reference).layers["estimated_counts"])
+
+
 def missing(name: str, source: str, reference: str, data: Path | None, seed: int) -> Iterator[tuple[str, Callable]]:
     """Leave each type out of the reference in turn, then all but the two that it has most cells of."""
     cells, held = pair(name, source, reference, data, seed)
@@ -304,13 +313,20 @@ def missing(name: str, source: str, reference: str, data: Path | None, seed: int
 
         def make(lacking: list[str] = lacking) -> dict[str, Any]:
             left_out = of_reference & np.isin(labels, lacking)
-            result = fit(cells[~left_out].copy(), seed, 0.2).project(reference)
-            mine = result[(result.obs["batch"] == source).to_numpy()]
+            model = fit(cells[~left_out].copy(), seed, 0.2)
+            result = model.project(reference)
+            is_source = (result.obs["batch"] == source).to_numpy()
+            mine = result[is_source]
             own = mine.obs["celltype"].to_numpy(dtype=str)
             lacks, beyond = np.isin(own, lacking), mine.obs["discern_beyond"].to_numpy()
+            values = {
+                "own_type": dense(mine.layers["estimated_counts"]),
+                "own_type_unaligned": unaligned(model, reference)[is_source],
+                "own_type_measured": dense(mine.layers["measured"]),
+            }
             figures = {"cells": int(lacks.sum())}
-            for key, layer in (("own_type", "estimated_counts"), ("own_type_measured", "measured")):
-                right, of_type = of_own_type(dense(mine.layers[layer]), own, real, real_labels)
+            for key, of_cells in values.items():
+                right, of_type = of_own_type(of_cells, own, real, real_labels)
                 asked = np.isin(of_type, lacking)
                 figures |= {key: float(right[asked].mean()) if asked.any() else float("nan")}
             return figures | {

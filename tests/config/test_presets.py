@@ -26,6 +26,7 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
     assert experiment["model"]["decoder"]["norm_type"] == ["layernorm", CONDITIONAL]
     assert experiment["model"]["weighting_batch_mmd"] == 1000
     assert experiment["model"]["weighting_noisy_genes"] == 0.02
+    assert experiment["model"]["align_batches"] is True
     assert experiment["training"]["early_stopping"] == {}
     assert parse_experiment(experiment).as_dict() == experiment
 
@@ -33,7 +34,7 @@ def test_the_preset_is_complete_and_says_so_again() -> None:
 def test_without_preset_nothing_of_it_is_there() -> None:
     experiment = parse_experiment({}).as_dict()
     assert "weighting_batch_mmd" not in experiment["model"]
-    assert "weighting_noisy_genes" not in experiment["model"]
+    assert not {"weighting_noisy_genes", "align_batches"} & set(experiment["model"])
     assert "thin_counts" not in experiment["training"]
     assert experiment["model"]["encoder"]["layers"] == [1024, 512, 256]
     assert experiment["training"]["max_steps"] == 200
