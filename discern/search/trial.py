@@ -159,7 +159,7 @@ def judge_cells(trained: TrainedNetwork, data: DISCERNData, n_batches: int) -> d
     """Compare generated cells with real ones, in the space of the principal components.
 
     The cells with obs `for_mmd` are encoded and decoded to each of the `n_batches` batches with most of them; each gene
-    is then kept with its detection probability, as `discern project` does.
+    is then kept with its detection probability, as `discern project` does. Codes are decoded where they are.
 
     Args:
         trained: A trained network.
