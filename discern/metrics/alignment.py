@@ -43,7 +43,7 @@ class Alignment:
         codes: Latent codes of training cells of the batch, (n_kept, n_latent).
         shares: Share of the ten nearest cells of the other batch that have the cell among their own ten, (n_kept,).
         moves: From each code to the mean code of its counterparts, (n_kept, n_latent); 0 where there are none.
-        usual: Mean of the same shares over the cells of the other batch.
+        usual: The mean share around a cell that three in four of those with counterparts exceed.
     """
 
     codes: npt.NDArray[np.float32]
@@ -80,10 +80,9 @@ class Alignment:
         number = np.asarray(counterparts[kept].sum(axis=1)).ravel()
         means = (counterparts[kept] @ reference_codes) / np.maximum(number, 1)[:, np.newaxis]
         moves = np.where(number[:, np.newaxis] > 0, means - codes[kept], 0)
-        usual = counterparts.sum() / (n_reference * _nearest(n_cells))
-        return cls(
-            codes[kept], (number / _nearest(n_reference)).astype(np.float32), moves.astype(np.float32), float(usual)
-        )
+        shares = (number / _nearest(n_reference)).astype(np.float32)
+        around = _means_around(codes[kept], shares, codes[kept][number > 0]) if number.any() else shares
+        return cls(codes[kept], shares, moves.astype(np.float32), float(np.quantile(around, 0.25)))
 
     def moved(self, latent: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return codes of cells of the batch, (n_cells, n_latent), as codes of the other.
@@ -111,16 +110,23 @@ class Alignment:
     def lacking(self, latent: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return how far the like of cells of the batch, (n_cells, n_latent), lack counterparts, (n_cells,).
 
-        (1 - c) / (1 - usual), with c the mean share of the 15 kept cells whose codes are nearest by direction: about 1
-        for a cell as both batches have many, more for one of a type that the other lacks.
+        (1 - c) / (1 - usual), with c the mean share of the 15 kept cells whose codes are nearest by direction: below 1
+        for most cells that have counterparts, above for those of a type that the other batch lacks.
         """
-        from sklearn.neighbors import NearestNeighbors
+        return (1 - _means_around(self.codes, self.shares, latent)) / np.float32(max(1 - self.usual, 0.1))
 
-        known = directions_of(self.codes)
-        found = NearestNeighbors(n_neighbors=min(OWN_NEIGHBOURS, len(known)), algorithm="brute").fit(known)
-        near = found.kneighbors(directions_of(latent), return_distance=False)
-        shares: npt.NDArray[np.float32] = self.shares[near].mean(axis=1)
-        return (1 - shares) / np.float32(max(1 - self.usual, 0.1))
+
+def _means_around(
+    codes: npt.NDArray[np.float32], values: npt.NDArray[np.float32], asked: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return the mean value of the 15 codes whose directions are nearest to those of the codes asked for."""
+    from sklearn.neighbors import NearestNeighbors
+
+    known = directions_of(codes)
+    found = NearestNeighbors(n_neighbors=min(OWN_NEIGHBOURS, len(known)), algorithm="brute").fit(known)
+    near = found.kneighbors(directions_of(asked), return_distance=False)
+    means: npt.NDArray[np.float32] = values[near].mean(axis=1)
+    return means
 
 
 def _nearest(n_points: int) -> int:

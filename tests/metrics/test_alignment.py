@@ -65,7 +65,6 @@ def test_a_move_is_the_mean_over_cells_with_counterparts() -> None:
     alignment = Alignment.of(codes, others, counterparts, generator)
 
     np.testing.assert_allclose(alignment.shares, counterparts.toarray().sum(axis=1) / 6, rtol=1e-6)
-    assert alignment.usual == pytest.approx(counterparts.toarray().sum() / 30 / 8)
     anchors = np.array([codes[cell] for cell, _ in pairs])
     moves = np.array([others[those].mean(axis=0) - codes[cell] for cell, those in pairs])
     np.testing.assert_array_equal(alignment.codes, codes)
@@ -193,7 +192,9 @@ def test_how_much_like_cells_lack() -> None:
     directions, kept = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (asked, codes))
     near = np.linalg.norm(directions[:, np.newaxis] - kept, axis=2).argsort(axis=1)[:, :15]
     shares = counterparts.toarray().sum(axis=1) / 10
-    wanted = (1 - shares[near].mean(axis=1)) / (1 - counterparts.toarray().sum() / 50 / 10)
+    around = np.linalg.norm(kept[:, np.newaxis] - kept, axis=2).argsort(axis=1)[:, :15]
+    usual = np.quantile(shares[around].mean(axis=1)[shares > 0], 0.25)
+    wanted = (1 - shares[near].mean(axis=1)) / (1 - usual)
     np.testing.assert_allclose(alignment.lacking(asked), wanted, rtol=1e-5)
 
 
