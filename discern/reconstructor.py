@@ -331,7 +331,7 @@ class Reconstructor:
         known = self._known(reference or None)
         data = recipe().sc_raw
         trained, seed = self.estimator.trained, self._experiment.training.seed or 0
-        judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch, trained.align_batches)
+        judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch)
         return decode(trained, data, judge, target, seed, store_sigmas, intervals)
 
     def _known(self, reference: str | None) -> Known:

@@ -49,7 +49,7 @@ from discern.metrics.latent_space import (
     training_cells,
 )
 from discern.metrics.two_sample import auc, mmd_loss
-from discern.model.projection import EncodedCells, OwnCells, decoded_chunks
+from discern.model.projection import EncodedCells, OwnCells, codes, decoded_chunks
 from discern.runtime import progress
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def measure(
         markers: Names of genes to show: measured, reconstructed and in real cells.
     """
     own = OwnCells.of(trained, data)
-    cells = replace(own.cells, latent=own.codes("batch", comparison.reference))
+    cells = replace(own.cells, latent=codes(trained, own, ("batch", comparison.reference)))
     sample = Sample.draw(data, cells.batch, comparison)
     distance = reference_distance(own.cells.latent, cells.batch, training_cells(data.obs, comparison.reference))
     distance *= lacking(own.cells.latent, cells.batch, own.alignments(comparison.reference))

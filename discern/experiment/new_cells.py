@@ -121,6 +121,6 @@ def _write(
     wanted: Wanted,
 ) -> list[Path]:
     data = recipe().sc_raw
-    judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch, trained.align_batches)
+    judge = NewCells(known, EncodedCells.of(trained, data), recipe.own_batch)
     seed = experiment.training.seed or 0
     return project(trained, data, judge, targets, folder, wanted.output, seed, wanted.store_sigmas)

@@ -12,7 +12,7 @@ import numpy as np
 
 from discern.data.chunks import cell_blocks, some_rows
 from discern.data.components import PrincipalComponents
-from discern.metrics.latent_space import OWN_NEIGHBOURS, directions_of
+from discern.metrics.latent_space import OWN_NEIGHBOURS, directions_of, nearest_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,11 +120,7 @@ def _means_around(
     codes: npt.NDArray[np.float32], values: npt.NDArray[np.float32], asked: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """Return the mean value of the 15 codes whose directions are nearest to those of the codes asked for."""
-    from sklearn.neighbors import NearestNeighbors
-
-    known = directions_of(codes)
-    found = NearestNeighbors(n_neighbors=min(OWN_NEIGHBOURS, len(known)), algorithm="brute").fit(known)
-    near = found.kneighbors(directions_of(asked), return_distance=False)
+    _, near = nearest_points(directions_of(codes), min(OWN_NEIGHBOURS, len(codes)), directions_of(asked))
     means: npt.NDArray[np.float32] = values[near].mean(axis=1)
     return means
 

@@ -48,7 +48,7 @@ def training_cells(obs: pd.DataFrame, batch: str) -> np.ndarray:
     return ((obs["batch"].astype(str) == batch) & (obs[split] == "train")).to_numpy()
 
 
-def _neighbours(points: np.ndarray, k: int, queries: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def nearest_points(points: np.ndarray, k: int, queries: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return distances and numbers of the k nearest points; of each point itself, without it, if queries is None."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -118,9 +118,9 @@ def _unscaled(
     k = min(k, len(reference) - 1)
     directions = directions_of(latent)
     own = np.empty(len(latent), dtype=np.float32)
-    own[reference] = _neighbours(directions[reference], k)[0].mean(axis=1)
+    own[reference] = nearest_points(directions[reference], k)[0].mean(axis=1)
     if len(others):
-        own[others] = _neighbours(directions[reference], k, directions[others])[0].mean(axis=1)
+        own[others] = nearest_points(directions[reference], k, directions[others])[0].mean(axis=1)
     distance = _smoothed(own, directions, batches, generator, most_cells)
     scale = float(np.median(distance[reference]))
     return reference, distance, scale if scale > 0 else 1.0
@@ -191,7 +191,7 @@ class Yardstick:
         """
         directions = directions_of(latent)
         k = min(NEIGHBOURS, len(self.directions) - 1)
-        own = _neighbours(self.directions, k, directions)[0].mean(axis=1).astype(np.float32)
+        own = nearest_points(self.directions, k, directions)[0].mean(axis=1).astype(np.float32)
         found = _smoothed(own, directions, batches, np.random.default_rng(seed)) / self.unit
         return found.astype(np.float32)
 
@@ -239,7 +239,7 @@ def other_batch_share(
         0.0
     """
     batches = np.asarray(batches)
-    _, neighbours = _neighbours(latent, min(k, len(latent) - 1))
+    _, neighbours = nearest_points(latent, min(k, len(latent) - 1))
     result = {
         "share": float((batches[neighbours] != batches[:, np.newaxis]).mean()),
         "expected": _expected_others(batches, np.zeros(len(batches))),
@@ -278,8 +278,8 @@ def kept_neighbours(before: np.ndarray, after: np.ndarray, k: int = 15) -> dict[
     """
     cells = len(before)
     k = max(1, min(k, cells // 4))
-    _, first = _neighbours(before, k)
-    _, second = _neighbours(after, k)
+    _, first = nearest_points(before, k)
+    _, second = nearest_points(after, k)
     shared = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(first, second, strict=True)]
     return {"share": float(np.mean(shared) / k), "expected": k / (cells - 1)}
 

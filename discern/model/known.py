@@ -2,8 +2,8 @@
 
 For each batch that cells may be decoded as: directions of latent codes of its training cells, to which distances are
 measured, the trust in each gene, the intervals of estimates, and latent codes of other batches' cells with their moves
-onto its own. They are kept in `job/seen_cells.hdf`, so that the
-cells are encoded once, and go into a model that is given away.
+onto its own. They are kept in `job/seen_cells.hdf`, so that the cells are encoded once, and go into a model that is
+given away.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from discern.data.containers import open_hdf5
 from discern.data.structure import check_finite, check_format, number, uns_as_written, whole_number
 from discern.errors import InvalidInputError
 from discern.folder.layout import ExperimentFolder
-from discern.metrics.alignment import Alignment, aligned, lacking
+from discern.metrics.alignment import Alignment, lacking
 from discern.metrics.latent_space import Yardstick, note_distance, warn_of_strangers
 from discern.metrics.trust import Calibration, check_enough_held_out
 from discern.model.projection import EncodedCells, OwnCells, Trust, interval_batch, note_trust
@@ -113,13 +113,11 @@ class NewCells:
         known: That.
         cells: The new cells, encoded.
         own_batch: What the cells say is their batch; they may be encoded as another one.
-        align_batches: See `discern.model.trained.TrainedNetwork`.
     """
 
     known: Known
     cells: EncodedCells
     own_batch: pd.Series
-    align_batches: bool
 
     def labels(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
         """Return the labels to decode with: those of a batch, of the average cell of the experiment, or their own."""
@@ -137,11 +135,9 @@ class NewCells:
             label = np.array([ratios[name] for name in self.known.batches], dtype=np.float32)
         return np.repeat(label[np.newaxis], len(self.cells.latent), 0)
 
-    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
-        """Return the latent codes to decode, moved as those of the experiment's cells of the same batch."""
-        if not (self.align_batches and column == "batch" and value):
-            return self.cells.latent
-        return aligned(self.cells.latent, self.cells.batch, self.known.seen[value].alignments)
+    def alignments(self, reference: str) -> Mapping[str, Alignment]:
+        """Return those of the experiment's cells."""
+        return self.known.seen[reference].alignments
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
         """Return that of the batch."""

@@ -148,8 +148,8 @@ class Judge(Protocol):
         """Return the labels to decode with, (n_cells, n_batches)."""
         ...
 
-    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
-        """Return the latent codes to decode, (n_cells, n_latent); moved onto those of a batch where it is to be."""
+    def alignments(self, reference: str) -> Mapping[str, Alignment]:
+        """Return batch -> which of its training cells have counterparts in a reference; of all other batches."""
         ...
 
     def calibration(self, column: str | None, value: str | None) -> Calibration:
@@ -188,14 +188,8 @@ class OwnCells:
         """See `discern.model.targets.target_labels`."""
         return target_labels(self.cells.obs, self.cells.batch_onehot, column, value)
 
-    def codes(self, column: str | None, value: str | None) -> npt.NDArray[np.float32]:
-        """Return the latent codes to decode; see `alignments`."""
-        if not (self.trained.align_batches and column == "batch" and value):
-            return self.cells.latent
-        return aligned(self.cells.latent, self.cells.batch, self.alignments(value))
-
     def alignments(self, reference: str) -> dict[str, Alignment]:
-        """Return batch -> which of its training cells have counterparts in a reference; of all other batches."""
+        """See `discern.metrics.alignment.find_alignment`; by training cells."""
         if reference not in self._alignments:
             rows = {name: np.flatnonzero(training_cells(self.cells.obs, name)) for name in self.cells.batches}
             there = rows.pop(reference)
@@ -249,13 +243,27 @@ class OwnCells:
         return counts, detection
 
 
+def codes(trained: TrainedNetwork, judge: Judge, target: tuple[str | None, str | None]) -> npt.NDArray[np.float32]:
+    """Return the latent codes to decode, (n_cells, n_latent): moved onto those of a batch, if the network says so."""
+    reference = _reference(*target)
+    if reference is None or not trained.align_batches:
+        return judge.cells.latent
+    return aligned(judge.cells.latent, judge.cells.batch, judge.alignments(reference))
+
+
+def _reference(column: str | None, value: str | None) -> str | None:
+    """Return the batch that cells are decoded as; None if it is not one."""
+    return value if column == "batch" and value else None
+
+
 def interval_batch(column: str | None, value: str | None) -> str:
     """Return the batch that a projection goes to; an InvalidInputError if it is not one."""
-    if column != "batch" or not value:
+    reference = _reference(column, value)
+    if reference is None:
         raise InvalidInputError(
             "intervals are of a new measurement of the cell by one batch's technology: project to batch:NAME"
         )
-    return value
+    return reference
 
 
 def note_trust(result: anndata.AnnData, trust: Trust) -> None:
@@ -276,7 +284,7 @@ def reconstruct(
     """Decode cells in memory; see `discern.DISCERN.reconstruct` and, for the arguments, `project`."""
     cells, batch_onehot = judge.cells, judge.labels(*target)
     calibration = judge.calibration(*target) if intervals else None
-    result = _without_matrices(data, judge, target, store_sigmas)
+    result = _without_matrices(trained, data, judge, target, store_sigmas)
     parts = []
     for chunk in decoded_chunks(trained, result.obsm["X_DISCERN"], batch_onehot):
         parts.append((chunk.counts, chunk.detection, chunk.sampled(cells.numbers[chunk.rows], seed)))
@@ -323,7 +331,7 @@ def project(
     cells, count = judge.cells, -(-data.n_obs // chunk_size)
     for name, target in targets.items():
         path = folder / name
-        empty = _without_matrices(data, judge, target, store_sigmas)
+        empty = _without_matrices(trained, data, judge, target, store_sigmas)
         decoded = decoded_chunks(trained, empty.obsm["X_DISCERN"], judge.labels(*target), chunk_size)
         measured = iter_blocks(data.X, chunk_size) if "measured" in output.layers else itertools.repeat((None, None))
         chunks = _written_chunks(decoded, measured, cells.numbers, output.layers, seed, calibrations.get(name))
@@ -350,7 +358,11 @@ def _written_chunks(
 
 
 def _without_matrices(
-    data: DISCERNData, judge: Judge, target: tuple[str | None, str | None], store_sigmas: bool
+    trained: TrainedNetwork,
+    data: DISCERNData,
+    judge: Judge,
+    target: tuple[str | None, str | None],
+    store_sigmas: bool,
 ) -> anndata.AnnData:
     column, value = target
     uns = {key: part for key, part in data.uns.items() if key not in ("fixed_scaling", LEFT_OUT)}
@@ -358,7 +370,7 @@ def _without_matrices(
         uns["DISCERN"] = {**uns["DISCERN"], "projected_to": {"column": column, "value": value or ""}}
     obsm = {"X_DISCERN": judge.cells.latent} | ({"X_DISCERN_sigma": judge.cells.sigma} if store_sigmas else {})
     result = anndata.AnnData(obs=data.obs.copy(), var=data.var.copy(), uns=uns, obsm=obsm)
-    judge.annotate(result, value if column == "batch" and value else None)
-    result.obsm["X_DISCERN"] = judge.codes(*target)
+    judge.annotate(result, _reference(column, value))
+    result.obsm["X_DISCERN"] = codes(trained, judge, target)
     give_back(result)
     return result

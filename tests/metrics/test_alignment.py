@@ -14,7 +14,7 @@ from discern import DISCERN, DISCERNData
 from discern.metrics import alignment as alignments
 from discern.metrics.alignment import Alignment, aligned, find_alignment, lacking, mutual_neighbours
 from discern.metrics.latent_space import reference_distance, training_cells
-from discern.model.projection import OwnCells
+from discern.model.projection import OwnCells, codes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,13 +231,13 @@ def reference(data: DISCERNData) -> str:
 def test_moved_codes_are_decoded_and_kept(data: DISCERNData, model: DISCERN, reference: str) -> None:
     result = model.reconstruct(data, "batch", reference)
     own = OwnCells.of(model.trained, data)
-    codes = own.codes("batch", reference)
+    moved = codes(model.trained, own, ("batch", reference))
     of_reference = own.cells.batch == reference
-    np.testing.assert_array_equal(codes[of_reference], own.cells.latent[of_reference])
-    assert np.abs(codes - own.cells.latent)[~of_reference].max() > 0.01
-    np.testing.assert_array_equal(result.obsm["X_DISCERN"], codes)
-    labels = np.repeat(np.eye(own.cells.batch_onehot.shape[1])[:1], len(codes), axis=0)
-    counts, _ = model.generate_cells_from_latent(codes, labels, 64)
+    np.testing.assert_array_equal(moved[of_reference], own.cells.latent[of_reference])
+    assert np.abs(moved - own.cells.latent)[~of_reference].max() > 0.01
+    np.testing.assert_array_equal(result.obsm["X_DISCERN"], moved)
+    labels = np.repeat(np.eye(own.cells.batch_onehot.shape[1])[:1], len(moved), axis=0)
+    counts, _ = model.generate_cells_from_latent(moved, labels, 64)
     np.testing.assert_allclose(result.layers["estimated_counts"], counts, atol=1e-5)
 
 
@@ -262,12 +262,13 @@ def test_distances_say_what_lacks_counterparts(data: DISCERNData, model: DISCERN
 @pytest.mark.parametrize("target", [(None, None), ("batch", ""), ("batch", None)])
 def test_other_targets_keep_the_codes(data: DISCERNData, model: DISCERN, target: tuple[str | None, str | None]) -> None:
     own = OwnCells.of(model.trained, data)
-    assert own.codes(*target) is own.cells.latent
+    assert codes(model.trained, own, target) is own.cells.latent
 
 
 def test_it_has_to_be_asked_for(data: DISCERNData, model: DISCERN, reference: str) -> None:
-    own = OwnCells.of(replace(model.trained, align_batches=False), data)
-    assert own.codes("batch", reference) is own.cells.latent
+    plain = replace(model.trained, align_batches=False)
+    own = OwnCells.of(plain, data)
+    assert codes(plain, own, ("batch", reference)) is own.cells.latent
 
 
 def test_only_training_cells_say_where_to(data: DISCERNData, model: DISCERN, reference: str) -> None:
@@ -276,10 +277,10 @@ def test_only_training_cells_say_where_to(data: DISCERNData, model: DISCERN, ref
     there = training.pop(reference)
     found = {name: find_alignment(data.X, own.cells.latent, rows, there) for name, rows in training.items()}
     wanted = aligned(own.cells.latent, own.cells.batch, found)
-    np.testing.assert_array_equal(own.codes("batch", reference), wanted)
+    np.testing.assert_array_equal(codes(model.trained, own, ("batch", reference)), wanted)
 
 
 def test_without_splits_codes_stay(data: DISCERNData, model: DISCERN, reference: str) -> None:
     cells = ad.AnnData(data.X, data.obs.drop(columns="split"), data.var, dict(data.uns), varm=dict(data.varm))
     own = OwnCells.of(model.trained, DISCERNData(cells, 32))
-    assert own.codes("batch", reference) is own.cells.latent
+    np.testing.assert_array_equal(codes(model.trained, own, ("batch", reference)), own.cells.latent)
